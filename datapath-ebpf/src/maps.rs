@@ -1,0 +1,287 @@
+//! Keys and values of every map. `docs/maps.md` describes them for operators.
+//!
+//! The layouts are an interface: pinned maps outlive the agent. A change shows up in the snapshot under
+//! `snapshots/` and changes [`LAYOUT`], and with it what the next agent does with the pins it finds.
+
+use crate::{Ip, Mac, Port};
+
+/// Implements `aya::Pod` for types that zerocopy has proved to have no padding and no invalid bit pattern.
+macro_rules! pod {
+    ($t:ty) => {
+        #[cfg(not(target_arch = "bpf"))]
+        const _: () = {
+            const fn proved<T: zerocopy::FromBytes + zerocopy::IntoBytes>() {}
+            proved::<$t>();
+        };
+        #[cfg(not(target_arch = "bpf"))]
+        // SAFETY: `Copy + 'static`, no padding (`IntoBytes`) and every bit pattern valid (`FromBytes`), proved just above.
+        unsafe impl aya::Pod for $t {}
+    };
+}
+pub(crate) use pod;
+
+/// How many addresses (a dual-stack pod has two) one node can hold.
+pub const ENDPOINTS_MAX: usize = 16_384;
+/// Prefixes of all nodes, their addresses, and the prefixes exempt from masquerade.
+pub const ROUTES_MAX: usize = 65_536;
+/// Network devices that masquerade.
+pub const UPLINKS_MAX: usize = 64;
+/// Flows that are masqueraded, or that the world opened towards a pod.
+pub const CONNTRACK_MAX: usize = 262_144;
+/// Fragmented datagrams under way through masquerade.
+pub const FRAGMENTS_MAX: usize = 8_192;
+/// Slots of the counters: [`crate::outcome::COUNTERS`].
+pub const COUNTERS_MAX: usize = crate::outcome::COUNTERS;
+
+/// `endpoints`: address -> where it is. Read by every program, written by the agent.
+#[repr(C)]
+#[cfg_attr(not(target_arch = "bpf"), derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Endpoint {
+    /// The host end of the pod's veth, as the node numbers it; 0 for the node itself.
+    pub ifindex: u32,
+    /// The pod's own MAC (its end of the veth).
+    pub mac: Mac,
+    /// [`Endpoint::HOST`] or 0.
+    pub flags: u16,
+    /// The agent's number for the endpoint, the same for all its addresses; 0 for the node.
+    pub id: u32,
+}
+pod!(Endpoint);
+
+impl Endpoint {
+    /// The address is the node's own: packets to it go up the host's stack.
+    pub const HOST: u16 = 1;
+}
+
+/// `routes`: what [`Route::kind`] can be.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RouteKind {
+    /// This node's own pod prefix: an address in it that is not in `endpoints` does not exist.
+    Local = 1,
+    /// Another node's pods or addresses, reached over the underlay: [`Route::next_hop`] through [`Route::ifindex`].
+    Native = 2,
+    /// Another node's pods or addresses, reached through the overlay: [`Route::next_hop`] is that node's underlay
+    /// address, [`Route::ifindex`] the VXLAN device.
+    Tunnel = 3,
+    /// Outside, but never masqueraded; the kernel's routing table says where to.
+    Exempt = 4,
+}
+
+/// `routes`: value of the longest-prefix match on a destination that is not an endpoint.
+#[repr(C)]
+#[cfg_attr(not(target_arch = "bpf"), derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Route {
+    /// The next hop or the tunnel's far end; `::` where the kind has none.
+    pub next_hop: Ip,
+    /// The device to send through; 0 where the kind has none.
+    pub ifindex: u32,
+    /// The largest inner IP packet that fits the path, in bytes.
+    pub mtu: u16,
+    /// A [`RouteKind`] as its number.
+    pub kind: u8,
+    /// Keeps the size a multiple of four without padding; always 0.
+    pub reserved: u8,
+}
+pod!(Route);
+
+/// `uplinks`: ifindex -> what to masquerade with. A device that is not in this map never masquerades.
+#[repr(C)]
+#[cfg_attr(not(target_arch = "bpf"), derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Uplink {
+    /// The IPv6 source address for masqueraded packets, or `::` for none.
+    pub masquerade_v6: Ip,
+    /// The IPv4 source address (mapped), or `::` for none.
+    pub masquerade_v4: Ip,
+    /// The device's MTU in bytes.
+    pub mtu: u32,
+}
+pod!(Uplink);
+
+/// `node`: the single entry of facts about this node that may change while the programs are loaded.
+#[repr(C)]
+#[cfg_attr(not(target_arch = "bpf"), derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Node {
+    /// The source of ICMP errors (IPv4, mapped), or `::` for none.
+    pub address_v4: Ip,
+    /// The source of ICMPv6 errors, or `::` for none.
+    pub address_v6: Ip,
+    /// The VXLAN device, 0 without overlay.
+    pub overlay_ifindex: u32,
+    /// [`LAYOUT`] of the agent that wrote this.
+    pub layout: u32,
+}
+pod!(Node);
+
+/// `conntrack` and `nat`: one direction of a flow. For ICMP echo both ports hold the identifier.
+#[repr(C)]
+#[cfg_attr(not(target_arch = "bpf"), derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct FlowKey {
+    /// Source address.
+    pub src: Ip,
+    /// Destination address.
+    pub dst: Ip,
+    /// Source port.
+    pub src_port: Port,
+    /// Destination port.
+    pub dst_port: Port,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Keeps the size a multiple of four without padding; always 0.
+    pub reserved: [u8; 3],
+}
+pod!(FlowKey);
+
+/// `conntrack`: a flow as the pod (or the host) sends it: key is (pod, remote, ports). Written only by packets in that
+/// direction, so no two CPUs race on a field that matters.
+#[repr(C)]
+#[cfg_attr(not(target_arch = "bpf"), derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Flow {
+    /// `bpf_ktime_get_ns` when the entry was made.
+    pub created: u64,
+    /// `bpf_ktime_get_ns` of the last packet in this direction.
+    pub last_seen: u64,
+    /// Packets in this direction.
+    pub packets: u64,
+    /// Bytes in this direction, as the device counts them.
+    pub bytes: u64,
+    /// The source address the flow was given, or `::` when it is not translated ([`Flow::INBOUND`]).
+    pub nat_address: Ip,
+    /// The source port the flow was given.
+    pub nat_port: Port,
+    /// [`Flow::INBOUND`], [`Flow::HOST`].
+    pub flags: u8,
+    /// TCP flags seen in this direction, or-ed.
+    pub tcp_flags: u8,
+    /// Keeps the size a multiple of eight without padding; always 0.
+    pub reserved: [u8; 4],
+}
+pod!(Flow);
+
+impl Flow {
+    /// The world opened this flow towards the pod: replies leave as they are.
+    pub const INBOUND: u8 = 1;
+    /// A socket of the host whose source port was taken by a pod and that was given another.
+    pub const HOST: u8 = 2;
+}
+
+/// `nat`: the way back: key is (remote, masquerade address, ports), value where the reply goes. Inserting it is the
+/// atomic claim of the masquerade port. Updated only by packets in that direction.
+#[repr(C)]
+#[cfg_attr(not(target_arch = "bpf"), derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Reverse {
+    /// `bpf_ktime_get_ns` of the last packet in this direction; when the claim was made, before the first.
+    pub last_seen: u64,
+    /// Packets in this direction.
+    pub packets: u64,
+    /// Bytes in this direction.
+    pub bytes: u64,
+    /// The address the reply is for: a pod's or the host's own.
+    pub address: Ip,
+    /// The port (identifier) the reply is for.
+    pub port: Port,
+    /// [`Flow::HOST`] or 0.
+    pub flags: u8,
+    /// TCP flags seen in this direction, or-ed.
+    pub tcp_flags: u8,
+    /// Keeps the size a multiple of eight without padding; always 0.
+    pub reserved: [u8; 4],
+}
+pod!(Reverse);
+
+/// `fragments`: key of a fragmented datagram that masquerade has seen the first fragment of.
+#[repr(C)]
+#[cfg_attr(not(target_arch = "bpf"), derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct FragmentKey {
+    /// Source address before translation.
+    pub src: Ip,
+    /// Destination address before translation.
+    pub dst: Ip,
+    /// The identification field: bytes as on the wire, an IPv4 one in the first two.
+    pub id: [u8; 4],
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Keeps the size a multiple of four without padding; always 0.
+    pub reserved: [u8; 3],
+}
+pod!(FragmentKey);
+
+/// `fragments`: what the later fragments' address is replaced with.
+#[repr(C)]
+#[cfg_attr(not(target_arch = "bpf"), derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fragment {
+    /// The translated address: source on the way out, destination on the way in.
+    pub address: Ip,
+}
+pod!(Fragment);
+
+/// `counters`: one per (program, outcome), per CPU. Index: [`crate::outcome::counter_index`].
+#[repr(C)]
+#[cfg_attr(not(target_arch = "bpf"), derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counter {
+    /// Packets (segments not yet split count once).
+    pub packets: u64,
+    /// Bytes as the device counts them.
+    pub bytes: u64,
+}
+pod!(Counter);
+
+/// `events`: one dropped packet.
+#[repr(C)]
+#[cfg_attr(not(target_arch = "bpf"), derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Event {
+    /// `bpf_ktime_get_ns`.
+    pub time: u64,
+    /// Source address, `::` when it could not be read.
+    pub src: Ip,
+    /// Destination address, `::` when it could not be read.
+    pub dst: Ip,
+    /// The device the packet was seen on.
+    pub ifindex: u32,
+    /// The packet's length in bytes.
+    pub length: u32,
+    /// Source port, 0 when it has none.
+    pub src_port: Port,
+    /// Destination port, 0 when it has none.
+    pub dst_port: Port,
+    /// IP protocol number, 0 when it could not be read.
+    pub protocol: u8,
+    /// [`crate::Program`] as its number.
+    pub program: u8,
+    /// [`crate::DropReason`] as its number.
+    pub reason: u8,
+    /// Keeps the size a multiple of eight without padding; always 0.
+    pub reserved: u8,
+}
+pod!(Event);
+
+/// Version of the layouts above. Bumped together with the snapshot: an agent that finds pins of another version makes
+/// new maps, fills them and only then swaps the programs over.
+pub const LAYOUT: u32 = 1;
+
+/// First port of the masquerade range; the range is a power of two so that a random port is a mask away.
+pub const MASQUERADE_PORT_FIRST: u16 = 32_768;
+/// How many ports the range has.
+pub const MASQUERADE_PORTS: u32 = 32_768;
+
+/// `skb->mark` of packets a program has already handled, so that the next hook lets them pass without looking: our
+/// redirects and the VXLAN packets that wrap them. Only these bits are looked at.
+pub const MARK_HANDLED: u32 = 0x4859_0000;
+/// The bits of [`MARK_HANDLED`].
+pub const MARK_MASK: u32 = 0xffff_0000;
+
+/// The overlay's UDP port: Linux' own default and flannel's and Cilium's.
+pub const OVERLAY_PORT: u16 = 8472;
+/// The overlay's network identifier.
+pub const OVERLAY_VNI: u32 = 1;

@@ -1,2 +1,2 @@
-//! (being written)
+//! The CNI plugin executable.
 fn main() {}

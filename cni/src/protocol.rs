@@ -1,0 +1,340 @@
+//! The messages between the shim (or an operator's command) and the agent.
+//!
+//! One JSON object a line each way over `<run-dir>/hypha.sock`: a [`Request`], then a [`Response`]. The network
+//! namespace of [`Call::Add`] and [`Call::Check`] travels as an open file descriptor with the request's first
+//! byte (`SCM_RIGHTS`), so that a path which is only valid in the shim's mount namespace does no harm.
+//!
+//! Within one [`PROTOCOL_VERSION`] fields may only be added, optional ones: shim and agent are upgraded one after
+//! the other, and both ignore what they do not know.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// Version of the messages, sent in each request.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// File name of the agent's socket inside its run directory.
+pub const SOCKET_NAME: &str = "hypha.sock";
+
+/// Where the agent listens unless it was given another run directory.
+pub const DEFAULT_SOCKET: &str = "/run/hypha/hypha.sock";
+
+/// Error codes of the CNI specification, used in [`ErrorReply::code`].
+pub mod code {
+    /// The plugin does not speak the configuration's `cniVersion`.
+    pub const INCOMPATIBLE_VERSION: u32 = 1;
+    /// The configuration asks for something the plugin does not do.
+    pub const UNSUPPORTED_FIELD: u32 = 2;
+    /// The container is unknown and the runtime need not clean up after it.
+    pub const UNKNOWN_CONTAINER: u32 = 3;
+    /// A `CNI_*` variable is missing or malformed.
+    pub const INVALID_ENVIRONMENT: u32 = 4;
+    /// Reading or writing failed.
+    pub const IO_FAILURE: u32 = 5;
+    /// Bytes that are not the JSON they should be.
+    pub const DECODE_FAILURE: u32 = 6;
+    /// The configuration contradicts itself or misses a key.
+    pub const INVALID_CONFIG: u32 = 7;
+    /// A passing condition: the runtime should try again.
+    pub const TRY_AGAIN_LATER: u32 = 11;
+    /// STATUS: `ADD` cannot be served now.
+    pub const NOT_AVAILABLE: u32 = 50;
+    /// STATUS: `ADD` cannot be served, and pods that exist may have lost connectivity.
+    pub const NOT_AVAILABLE_LIMITED: u32 = 51;
+    /// Hypha's own: CHECK found a difference between the pod's wiring and what ADD made.
+    pub const CHECK_FAILED: u32 = 100;
+    /// Hypha's own: any failure that none of the specified codes names.
+    pub const INTERNAL: u32 = 999;
+}
+
+/// What is asked of the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// [`PROTOCOL_VERSION`] of the sender.
+    pub version: u32,
+    /// The call and its arguments.
+    #[serde(flatten)]
+    pub call: Call,
+}
+
+/// The calls: one for each CNI verb that needs the agent, and those of the operator's commands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "call", rename_all = "kebab-case")]
+pub enum Call {
+    /// Wire a pod; the namespace's descriptor comes along. Answered by [`Response::Added`].
+    Add(Add),
+    /// Remove a pod's wiring, also when nothing is left of it. Answered by [`Response::Deleted`].
+    Del(Del),
+    /// Compare a pod's wiring with the records; the namespace's descriptor comes along. Answered by
+    /// [`Response::Checked`].
+    Check(Check),
+    /// Remove what no valid attachment uses. Answered by [`Response::Collected`].
+    Gc(Gc),
+    /// Can `ADD` be served? Answered by [`Response::Ready`], or an error with code 50 or 51.
+    Status,
+    /// Operator: facts about the agent. Answered by [`Response::Info`].
+    Info,
+    /// Operator: all endpoints of the node. Answered by [`Response::Endpoints`].
+    Endpoints,
+}
+
+/// Identity of an endpoint: one interface of one container in one network.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Attachment {
+    /// `CNI_CONTAINERID`.
+    pub container_id: String,
+    /// `CNI_IFNAME`, the interface's name inside the container.
+    pub ifname: String,
+    /// `name` of the network configuration.
+    pub network: String,
+}
+
+/// The Kubernetes pod that an endpoint belongs to, from `CNI_ARGS`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodName {
+    /// `K8S_POD_NAMESPACE`.
+    pub namespace: String,
+    /// `K8S_POD_NAME`.
+    pub name: String,
+    /// `K8S_POD_UID`, where the runtime gives it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+}
+
+/// Arguments of [`Call::Add`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Add {
+    /// Who is added.
+    pub attachment: Attachment,
+    /// `CNI_NETNS`; for logs and listings, the descriptor counts.
+    pub netns: PathBuf,
+    /// MTU of both ends, in bytes; without it the agent derives it from the uplink.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// Addresses that a delegated IPAM plugin gave out; without them the agent allocates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub addresses: Option<Vec<IpNet>>,
+    /// The pod, when the runtime is Kubernetes'.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodName>,
+}
+
+/// What [`Call::Add`] made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Added {
+    /// Name of the host end of the veth pair.
+    pub host_ifname: String,
+    /// MAC address of the host end, `aa:bb:cc:dd:ee:ff`.
+    pub host_mac: String,
+    /// Name of the container end.
+    pub container_ifname: String,
+    /// MAC address of the container end, `aa:bb:cc:dd:ee:ff`.
+    pub mac: String,
+    /// MTU of both ends, in bytes.
+    pub mtu: u32,
+    /// The container's addresses with their prefix lengths, IPv4 first.
+    pub addresses: Vec<IpNet>,
+    /// Default gateways, at most one of each family.
+    pub gateways: Vec<IpAddr>,
+}
+
+/// Arguments of [`Call::Del`]; also the content of a queued delete.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Del {
+    /// Who is removed.
+    pub attachment: Attachment,
+}
+
+/// What [`Call::Del`] removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deleted {
+    /// Addresses that the endpoint held; none when it was gone already.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Arguments of [`Call::Check`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// Who is checked.
+    pub attachment: Attachment,
+    /// The container interface's addresses according to the runtime's `prevResult`.
+    pub addresses: Vec<IpNet>,
+}
+
+/// Arguments of [`Call::Gc`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gc {
+    /// Only endpoints of this network are collected.
+    pub network: String,
+    /// `cni.dev/valid-attachments`: those that stay.
+    pub keep: Vec<Kept>,
+}
+
+/// One attachment that [`Call::Gc`] leaves alone.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Kept {
+    /// Container ID.
+    pub container_id: String,
+    /// Interface name inside the container.
+    pub ifname: String,
+}
+
+/// What the agent answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Response {
+    /// To [`Call::Add`].
+    Added(Added),
+    /// To [`Call::Del`].
+    Deleted(Deleted),
+    /// To [`Call::Check`]: all as it should be.
+    Checked,
+    /// To [`Call::Gc`].
+    Collected {
+        /// How many endpoints went.
+        removed: usize,
+    },
+    /// To [`Call::Status`]: `ADD` would be served.
+    Ready,
+    /// To [`Call::Info`].
+    Info(Info),
+    /// To [`Call::Endpoints`].
+    Endpoints(Vec<EndpointInfo>),
+    /// To any call that failed.
+    Error(ErrorReply),
+}
+
+/// Facts about a running agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Info {
+    /// Name of the node it serves.
+    pub node: String,
+    /// Version of the agent.
+    pub agent_version: String,
+    /// Its process ID.
+    pub pid: u32,
+    /// `tunnel` or `native`.
+    pub routing: String,
+    /// Whether `ADD` would be served.
+    pub ready: bool,
+    /// Number of endpoints on this node.
+    pub endpoints: usize,
+    /// Number of nodes known, this one included.
+    pub nodes: usize,
+    /// The node's pod prefixes.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Names of the uplinks.
+    pub uplinks: Vec<String>,
+}
+
+/// One endpoint, as listed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointInfo {
+    /// Its identity.
+    pub attachment: Attachment,
+    /// The pod, when known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodName>,
+    /// The namespace's path when it was added.
+    pub netns: PathBuf,
+    /// Name of the host end.
+    pub host_ifname: String,
+    /// Interface index of the host end; none while it is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_ifindex: Option<u32>,
+    /// MAC address of the container end.
+    pub mac: String,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// The container's addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// A failure, in the words of the CNI specification.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorReply {
+    /// One of [`code`].
+    pub code: u32,
+    /// What failed, in a few words.
+    pub msg: String,
+    /// Why, and what to do.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub details: String,
+}
+
+/// A line that is no message of this protocol.
+#[derive(Debug, thiserror::Error)]
+pub enum ProtocolError {
+    /// Not JSON, or not the shape of a message.
+    #[error("cannot decode a message of the agent's protocol: {0}")]
+    Malformed(#[from] serde_json::Error),
+    /// The other side was built for another protocol.
+    #[error(
+        "the message has protocol version {got}, this side speaks {PROTOCOL_VERSION}: install the hypha-cni and \
+         hypha of one release"
+    )]
+    Version {
+        /// The sender's version.
+        got: u64,
+    },
+}
+
+impl Request {
+    /// A request of this side's version.
+    pub fn new(call: Call) -> Self {
+        Self { version: PROTOCOL_VERSION, call }
+    }
+
+    /// The request as a line, its newline included.
+    ///
+    /// # Errors
+    /// Only when a path in it is not UTF-8.
+    pub fn encode(&self) -> Result<Vec<u8>, ProtocolError> {
+        encode(self)
+    }
+
+    /// Reads a request from a line, with or without its newline.
+    ///
+    /// # Errors
+    /// Another version is told apart from a malformed line, whatever else changed between the versions.
+    pub fn decode(line: &[u8]) -> Result<Self, ProtocolError> {
+        let value: serde_json::Value = serde_json::from_slice(line)?;
+        match value.get("version").and_then(serde_json::Value::as_u64) {
+            Some(got) if got != u64::from(PROTOCOL_VERSION) => Err(ProtocolError::Version { got }),
+            _ => Ok(serde_json::from_value(value)?),
+        }
+    }
+}
+
+impl Response {
+    /// An error reply.
+    pub fn error(code: u32, msg: impl Into<String>, details: impl Into<String>) -> Self {
+        Self::Error(ErrorReply { code, msg: msg.into(), details: details.into() })
+    }
+
+    /// The response as a line, its newline included.
+    ///
+    /// # Errors
+    /// Only when a path in it is not UTF-8.
+    pub fn encode(&self) -> Result<Vec<u8>, ProtocolError> {
+        encode(self)
+    }
+
+    /// Reads a response from a line, with or without its newline.
+    ///
+    /// # Errors
+    /// When the line is not a response.
+    pub fn decode(line: &[u8]) -> Result<Self, ProtocolError> {
+        Ok(serde_json::from_slice(line)?)
+    }
+}
+
+/// JSON escapes newlines inside strings, so that a message is one line whatever it holds.
+fn encode(message: &impl Serialize) -> Result<Vec<u8>, ProtocolError> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    Ok(line)
+}

@@ -1,7 +1,8 @@
 //! What the shells tell the core about this machine, and what the core asks of the kernel's routing table: plain data.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
+use datapath_ebpf::Mac;
 use ipnet::IpNet;
 
 /// A network device that leads to other nodes and to the world.
@@ -75,4 +76,52 @@ pub enum RouteTarget {
     },
     /// Nowhere: answered with an ICMP unreachable instead of following a default route.
     Unreachable,
+}
+
+/// How packets reach pods on other nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Routing {
+    /// Encapsulated in VXLAN between the nodes' addresses.
+    Tunnel,
+    /// As they are: the network between the nodes delivers to pod addresses, or every node is on one link.
+    Native,
+}
+
+/// A pod's interface as far as the maps are concerned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodFacts {
+    /// The agent's number for the endpoint.
+    pub id: u32,
+    /// The host end of its veth.
+    pub ifindex: u32,
+    /// The container end's MAC.
+    pub mac: Mac,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Everything about this machine that the desired state depends on.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// The name of this node's own Node object.
+    pub node_name: String,
+    /// How other nodes' pods are reached.
+    pub routing: Routing,
+    /// Whether pods' packets to the world get the node's address.
+    pub masquerade: bool,
+    /// Prefixes outside that are never masqueraded.
+    pub exempt_cidrs: Vec<IpNet>,
+    /// The pods' MTU when the operator sets it.
+    pub mtu: Option<u32>,
+    /// Devices that lead to other nodes and the world.
+    pub uplinks: Vec<UplinkInfo>,
+    /// The tunnel device; only with [`Routing::Tunnel`].
+    pub overlay_ifindex: Option<u32>,
+    /// How the kernel reaches the other nodes' addresses; unreachable ones are absent.
+    pub next_hops: BTreeMap<IpAddr, NextHop>,
+    /// Every address of the node's own devices.
+    pub local_addresses: Vec<IpAddr>,
+    /// The pods that are wired.
+    pub pods: Vec<PodFacts>,
 }

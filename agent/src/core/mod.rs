@@ -2,5 +2,7 @@
 
 pub mod desired;
 pub mod facts;
+pub mod ipam;
+pub mod nodes;
 
 pub use desired::Desired;

@@ -10,6 +10,7 @@ pub mod addr;
 pub mod checksum;
 pub mod maps;
 pub mod outcome;
+pub mod packet;
 
 pub use addr::{Ip, Mac, Port};
 pub use outcome::{DropReason, Forward, Outcome, Program};

@@ -1,6 +1,77 @@
-//! The programs. Built only for target `bpf`; on the host this is an empty `main`, so that cargo, clippy and
-//! rust-analyzer take the workspace as it is.
+//! The programs: one entry point per hook, each from packet to [`Outcome`](datapath_ebpf::Outcome) to verdict.
+//!
+//! Built only for target `bpf`; on the host this is an empty `main`, so that cargo, clippy and rust-analyzer take the
+//! workspace as it is.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+#[cfg(target_arch = "bpf")]
+mod programs;
+#[cfg(target_arch = "bpf")]
+mod steps;
+
+#[cfg(target_arch = "bpf")]
+mod entry {
+    use aya_ebpf::{
+        bindings::tcx_action_base::{TCX_DROP, TCX_NEXT, TCX_REDIRECT},
+        macros::classifier,
+        programs::TcContext,
+    };
+    use datapath_ebpf::{Forward, Program};
+
+    use crate::{
+        programs,
+        steps::{Verdict, counters, skb::Skb},
+    };
+
+    #[classifier]
+    pub fn from_pod(ctx: TcContext) -> i32 {
+        run(Program::FromPod, &ctx, programs::from_pod::handle)
+    }
+
+    #[classifier]
+    pub fn to_pod(ctx: TcContext) -> i32 {
+        run(Program::ToPod, &ctx, programs::to_pod::handle)
+    }
+
+    #[classifier]
+    pub fn from_uplink(ctx: TcContext) -> i32 {
+        run(Program::FromUplink, &ctx, programs::from_uplink::handle)
+    }
+
+    #[classifier]
+    pub fn to_uplink(ctx: TcContext) -> i32 {
+        run(Program::ToUplink, &ctx, programs::to_uplink::handle)
+    }
+
+    #[classifier]
+    pub fn from_overlay(ctx: TcContext) -> i32 {
+        run(Program::FromOverlay, &ctx, programs::from_overlay::handle)
+    }
+
+    /// The one place where an outcome becomes a verdict.
+    ///
+    /// What is let through gets `TCX_NEXT`, so that programs of others on the same hook still see it. Ingress programs
+    /// have chosen the way out with a redirect helper by the time they report one; egress programs never redirect.
+    #[inline(always)]
+    fn run(program: Program, ctx: &TcContext, handle: impl FnOnce(Skb) -> Verdict) -> i32 {
+        let skb = Skb::new(ctx);
+        let length = skb.len();
+        let egress = matches!(program, Program::ToPod | Program::ToUplink);
+        let (number, verdict) = match handle(skb) {
+            Ok(forward @ (Forward::Stack | Forward::Handled)) => (forward as u8, TCX_NEXT),
+            Ok(forward) => (forward as u8, if egress { TCX_NEXT } else { TCX_REDIRECT }),
+            Err(reason) => (reason as u8, TCX_DROP),
+        };
+        counters::count(program, number, length);
+        verdict
+    }
+
+    #[panic_handler]
+    fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+        // Never reached: the build refuses an object in which anything can panic.
+        loop {}
+    }
+}
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -35,8 +35,8 @@ pub const COUNTERS_MAX: usize = crate::outcome::COUNTERS;
 
 /// `endpoints`: address -> where it is. Read by every program, written by the agent.
 #[repr(C)]
-#[cfg_attr(not(target_arch = "bpf"), derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Endpoint {
     /// The host end of the pod's veth, as the node numbers it; 0 for the node itself.
     pub ifindex: u32,
@@ -71,8 +71,8 @@ pub enum RouteKind {
 
 /// `routes`: value of the longest-prefix match on a destination that is not an endpoint.
 #[repr(C)]
-#[cfg_attr(not(target_arch = "bpf"), derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Route {
     /// The next hop or the tunnel's far end; `::` where the kind has none.
     pub next_hop: Ip,
@@ -87,10 +87,11 @@ pub struct Route {
 }
 pod!(Route);
 
-/// `uplinks`: ifindex -> what to masquerade with. A device that is not in this map never masquerades.
+/// `uplinks`: ifindex -> what to masquerade with. What leaves through a device that is not in this map takes the host's
+/// stack and is never masqueraded.
 #[repr(C)]
-#[cfg_attr(not(target_arch = "bpf"), derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Uplink {
     /// The IPv6 source address for masqueraded packets, or `::` for none.
     pub masquerade_v6: Ip,
@@ -98,13 +99,20 @@ pub struct Uplink {
     pub masquerade_v4: Ip,
     /// The device's MTU in bytes.
     pub mtu: u32,
+    /// [`Uplink::MASQUERADE`] or 0.
+    pub flags: u32,
 }
 pod!(Uplink);
 
+impl Uplink {
+    /// Pods' packets to the world take this device's address; without it they leave as they are.
+    pub const MASQUERADE: u32 = 1;
+}
+
 /// `node`: the single entry of facts about this node that may change while the programs are loaded.
 #[repr(C)]
-#[cfg_attr(not(target_arch = "bpf"), derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Node {
     /// The source of ICMP errors (IPv4, mapped), or `::` for none.
     pub address_v4: Ip,
@@ -119,8 +127,8 @@ pod!(Node);
 
 /// `conntrack` and `nat`: one direction of a flow. For ICMP echo both ports hold the identifier.
 #[repr(C)]
-#[cfg_attr(not(target_arch = "bpf"), derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FlowKey {
     /// Source address.
     pub src: Ip,
@@ -137,11 +145,26 @@ pub struct FlowKey {
 }
 pod!(FlowKey);
 
+impl FlowKey {
+    /// The same flow seen from the other end.
+    #[inline(always)]
+    pub const fn reversed(&self) -> Self {
+        Self {
+            src: self.dst,
+            dst: self.src,
+            src_port: self.dst_port,
+            dst_port: self.src_port,
+            protocol: self.protocol,
+            reserved: [0; 3],
+        }
+    }
+}
+
 /// `conntrack`: a flow as the pod (or the host) sends it: key is (pod, remote, ports). Written only by packets in that
 /// direction, so no two CPUs race on a field that matters.
 #[repr(C)]
-#[cfg_attr(not(target_arch = "bpf"), derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Flow {
     /// `bpf_ktime_get_ns` when the entry was made.
     pub created: u64,
@@ -174,8 +197,8 @@ impl Flow {
 /// `nat`: the way back: key is (remote, masquerade address, ports), value where the reply goes. Inserting it is the
 /// atomic claim of the masquerade port. Updated only by packets in that direction.
 #[repr(C)]
-#[cfg_attr(not(target_arch = "bpf"), derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Reverse {
     /// `bpf_ktime_get_ns` of the last packet in this direction; when the claim was made, before the first.
     pub last_seen: u64,
@@ -198,8 +221,8 @@ pod!(Reverse);
 
 /// `fragments`: key of a fragmented datagram that masquerade has seen the first fragment of.
 #[repr(C)]
-#[cfg_attr(not(target_arch = "bpf"), derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FragmentKey {
     /// Source address before translation.
     pub src: Ip,
@@ -216,8 +239,8 @@ pod!(FragmentKey);
 
 /// `fragments`: what the later fragments' address is replaced with.
 #[repr(C)]
-#[cfg_attr(not(target_arch = "bpf"), derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Fragment {
     /// The translated address: source on the way out, destination on the way in.
     pub address: Ip,
@@ -226,8 +249,8 @@ pod!(Fragment);
 
 /// `counters`: one per (program, outcome), per CPU. Index: [`crate::outcome::counter_index`].
 #[repr(C)]
-#[cfg_attr(not(target_arch = "bpf"), derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counter {
     /// Packets (segments not yet split count once).
     pub packets: u64,
@@ -235,36 +258,6 @@ pub struct Counter {
     pub bytes: u64,
 }
 pod!(Counter);
-
-/// `events`: one dropped packet.
-#[repr(C)]
-#[cfg_attr(not(target_arch = "bpf"), derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Event {
-    /// `bpf_ktime_get_ns`.
-    pub time: u64,
-    /// Source address, `::` when it could not be read.
-    pub src: Ip,
-    /// Destination address, `::` when it could not be read.
-    pub dst: Ip,
-    /// The device the packet was seen on.
-    pub ifindex: u32,
-    /// The packet's length in bytes.
-    pub length: u32,
-    /// Source port, 0 when it has none.
-    pub src_port: Port,
-    /// Destination port, 0 when it has none.
-    pub dst_port: Port,
-    /// IP protocol number, 0 when it could not be read.
-    pub protocol: u8,
-    /// [`crate::Program`] as its number.
-    pub program: u8,
-    /// [`crate::DropReason`] as its number.
-    pub reason: u8,
-    /// Keeps the size a multiple of eight without padding; always 0.
-    pub reserved: u8,
-}
-pod!(Event);
 
 /// Version of the layouts above. Bumped together with the snapshot: an agent that finds pins of another version makes
 /// new maps, fills them and only then swaps the programs over.

@@ -69,14 +69,10 @@ numbered! {
         TimeExceeded = 7 => "time-exceeded",
         /// Answered with an ICMP fragmentation needed or packet too big.
         TooBig = 8 => "too-big",
-        /// An ARP request for the gateway, answered.
-        Arp = 9 => "arp",
         /// Already handled by an earlier program: passed on unseen.
-        Handled = 10 => "handled",
+        Handled = 9 => "handled",
         /// An ICMP error about a masqueraded flow, translated inside and outside.
-        RelatedError = 11 => "related-error",
-        /// A neighbour solicitation for the gateway, answered.
-        Neighbour = 12 => "neighbour",
+        RelatedError = 10 => "related-error",
     }
 }
 
@@ -89,7 +85,7 @@ numbered! {
         SourceMac = 25 => "source-mac",
         /// Headers are cut short or contradict each other.
         Malformed = 26 => "malformed",
-        /// Neither IPv4 nor IPv6 nor ARP.
+        /// Neither IPv4 nor IPv6 (a pod needs no ARP: its gateway's neighbour entry is permanent).
         EtherType = 27 => "ether-type",
         /// Multicast, broadcast or link-local: not forwarded between pods.
         LinkLocal = 28 => "link-local",

@@ -1,0 +1,77 @@
+//! Host end of a pod's veth, ingress: everything the pod sends.
+
+use datapath_ebpf::{
+    DropReason, Forward,
+    maps::{Endpoint, RouteKind},
+    packet::{Ethernet, Family, V4, V6},
+};
+
+use crate::steps::{
+    Verdict, deliver,
+    forward::{self, Masquerade},
+    skb::{self, Skb},
+    tables::{ENDPOINTS, find_endpoint, find_route},
+};
+
+/// Source check, then by destination: a pod here, the node itself, another node, the world.
+#[inline(always)]
+pub fn handle(skb: Skb) -> Verdict {
+    match skb.protocol() {
+        skb::PROTOCOL_IPV4 => route::<V4>(skb),
+        skb::PROTOCOL_IPV6 => route::<V6>(skb),
+        _ => Err(DropReason::EtherType),
+    }
+}
+
+#[inline(always)]
+fn route<F: Family>(skb: Skb) -> Verdict {
+    let (ethernet, header) = skb.headers::<F>()?;
+    let (src, dst) = (F::src(&header), F::dst(&header));
+    check_source::<F>(skb, &ethernet, &src, &dst)?;
+    if let Some(destination) = find_endpoint(&dst) {
+        if destination.flags & Endpoint::HOST != 0 {
+            return Ok(Forward::Stack);
+        }
+        return deliver::to_pod::<F>(skb, &header, &destination, Forward::Pod);
+    }
+    if F::is_link_local(&dst) {
+        return Err(DropReason::LinkLocal);
+    }
+    let Some(route) = find_route(&dst) else {
+        return forward::to_world::<F>(skb, &header, Masquerade::Yes);
+    };
+    match route.kind {
+        KIND_NATIVE => forward::to_node::<F>(skb, &header, &route),
+        KIND_TUNNEL => forward::to_tunnel::<F>(skb, &header, &route),
+        KIND_EXEMPT => forward::to_world::<F>(skb, &header, Masquerade::No),
+        _ => Err(DropReason::NoEndpoint),
+    }
+}
+
+const KIND_NATIVE: u8 = RouteKind::Native as u8;
+const KIND_TUNNEL: u8 = RouteKind::Tunnel as u8;
+const KIND_EXEMPT: u8 = RouteKind::Exempt as u8;
+
+/// A pod sends from its own addresses and its own MAC, through its own veth, or not at all.
+#[inline(always)]
+fn check_source<F: Family>(
+    skb: Skb,
+    ethernet: &Ethernet,
+    src: &datapath_ebpf::Ip,
+    dst: &datapath_ebpf::Ip,
+) -> Result<(), DropReason> {
+    // SAFETY: the reference is read before anything else touches the map.
+    let Some(source) = (unsafe { ENDPOINTS.get(src) }) else {
+        // What a booting interface says to its link (router solicitations, multicast reports) is no attempt to spoof.
+        let link_local = F::is_link_local(src) && F::is_link_local(dst);
+        return Err(if link_local { DropReason::LinkLocal } else { DropReason::SourceAddress });
+    };
+    // A host address has ifindex 0, which no packet comes from.
+    if source.ifindex != skb.ifindex() {
+        return Err(DropReason::SourceAddress);
+    }
+    if source.mac != ethernet.src {
+        return Err(DropReason::SourceMac);
+    }
+    Ok(())
+}

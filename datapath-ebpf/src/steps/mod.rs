@@ -1,0 +1,21 @@
+//! What the programs are made of.
+
+use datapath_ebpf::{DropReason, Forward};
+
+pub mod claim;
+pub mod counters;
+pub mod deliver;
+pub mod forward;
+pub mod fragments;
+pub mod icmp_error;
+pub mod inbound;
+pub mod masquerade;
+pub mod related;
+pub mod rewrite;
+pub mod scratch;
+pub mod skb;
+pub mod tables;
+pub mod transport;
+
+/// How a packet ends: the way it went, or why it was dropped.
+pub type Verdict = Result<Forward, DropReason>;

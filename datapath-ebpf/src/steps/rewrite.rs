@@ -1,0 +1,94 @@
+//! Replacing one end of a packet: address, port, and every checksum that covers them.
+
+use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use datapath_ebpf::{
+    DropReason, Ip, Port,
+    packet::{self, ETHERNET_LEN, Family, address_difference, words},
+};
+
+use super::{
+    skb::Skb,
+    transport::{Kind, Transport},
+};
+
+/// Which end of a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Source,
+    Destination,
+}
+
+/// Gives one end of the packet another address and port.
+#[inline(always)]
+pub fn end<F: Family>(
+    skb: Skb,
+    transport: &Transport,
+    end: End,
+    old: &Ip,
+    new: &Ip,
+    port: Port,
+) -> Result<(), DropReason> {
+    if transport.kind != Kind::LaterFragment {
+        pseudo_header::<F>(skb, transport, old, new)?;
+        port_of(skb, transport, end, port)?;
+    }
+    address::<F>(skb, end, new)
+}
+
+/// Replaces an address in the IP header only, its own checksum included.
+#[inline(always)]
+pub fn address<F: Family>(skb: Skb, end: End, new: &Ip) -> Result<(), DropReason> {
+    if !F::V4 {
+        const SOURCE: u32 = ETHERNET_LEN as u32 + 8;
+        const DESTINATION: u32 = ETHERNET_LEN as u32 + 24;
+        return skb.store_summed(if end == End::Source { SOURCE } else { DESTINATION }, &words(new));
+    }
+    let header = skb.at::<F::Header>(ETHERNET_LEN).ok_or(DropReason::Malformed)?;
+    // SAFETY: `at` has checked that the header lies within the packet.
+    let header = unsafe { &mut *header };
+    match end {
+        End::Source => F::set_src(header, new),
+        End::Destination => F::set_dst(header, new),
+    }
+    Ok(())
+}
+
+/// Where the checksum is in a transport header, and how to treat it.
+#[inline(always)]
+pub fn checksum(protocol: u8) -> Option<(u32, u64)> {
+    match protocol {
+        packet::TCP => Some((16, 0)),
+        // Zero means none, and stays zero.
+        packet::UDP => Some((6, BPF_F_MARK_MANGLED_0 as u64)),
+        packet::ICMP | packet::ICMPV6 => Some((2, 0)),
+        // SCTP's CRC does not cover the addresses.
+        _ => None,
+    }
+}
+
+/// Accounts for a changed address in the transport checksum, which covers it by the pseudo header.
+#[inline(always)]
+pub fn pseudo_header<F: Family>(skb: Skb, transport: &Transport, old: &Ip, new: &Ip) -> Result<(), DropReason> {
+    if transport.protocol == packet::ICMP {
+        return Ok(());
+    }
+    let Some((offset, flags)) = checksum(transport.protocol) else { return Ok(()) };
+    let difference = address_difference::<F>(old, new) as u64;
+    skb.replace_in_checksum(transport.offset + offset, 0, difference, flags | BPF_F_PSEUDO_HDR as u64)
+}
+
+#[inline(always)]
+fn port_of(skb: Skb, transport: &Transport, end: End, new: Port) -> Result<(), DropReason> {
+    let (old, at) = match (transport.kind, end) {
+        (Kind::Ports, End::Source) => (transport.src_port, 0),
+        (Kind::Ports, End::Destination) => (transport.dst_port, 2),
+        _ => (transport.src_port, 4),
+    };
+    if old == new {
+        return Ok(());
+    }
+    let (offset, flags) = checksum(transport.protocol).ok_or(DropReason::UnknownProtocol)?;
+    let word = |port: Port| u16::from_ne_bytes(port.bytes) as u64;
+    skb.replace_in_checksum(transport.offset + offset, word(old), word(new), flags | 2)?;
+    skb.store(transport.offset + at, &new)
+}

@@ -1,0 +1,33 @@
+//! Memory beside the 512-byte stack: what the masquerade path carries from step to step, one per CPU.
+//!
+//! TC programs run with soft interrupts off, so no other program uses this CPU's slot before the current one is done.
+
+use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
+use datapath_ebpf::maps::{Flow, FlowKey, Reverse};
+
+use super::transport::Transport;
+
+/// The slot's contents; every field is written before it is read.
+#[repr(C)]
+pub struct Scratch {
+    pub transport: Transport,
+    /// The packet's flow, in its own direction.
+    pub key: FlowKey,
+    /// The flow to insert.
+    pub flow: Flow,
+    /// The way back; its destination port is the candidate of the claim.
+    pub back: FlowKey,
+    /// The way back's value to insert.
+    pub reverse: Reverse,
+}
+
+#[btf_map(name = "scratch")]
+static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+/// This CPU's slot.
+#[inline(always)]
+pub fn get() -> Option<&'static mut Scratch> {
+    // SAFETY: see the module's header: nobody else has a reference to this CPU's slot. Entry functions of the masquerade
+    // path call this once each and pass it down.
+    SCRATCH.get_ptr_mut(0).map(|slot| unsafe { &mut *slot })
+}

@@ -1,0 +1,61 @@
+//! The maps, and lookups that copy what they find (an entry may be replaced under a reference).
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
+    macros::btf_map,
+};
+use datapath_ebpf::{
+    Ip,
+    maps::{
+        CONNTRACK_MAX, COUNTERS_MAX, Counter, ENDPOINTS_MAX, Endpoint, FRAGMENTS_MAX, Flow, FlowKey, Fragment,
+        FragmentKey, Node, ROUTES_MAX, Reverse, Route, UPLINKS_MAX, Uplink,
+    },
+};
+
+/// Entries take memory only while they exist.
+const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
+
+#[btf_map(name = "endpoints", pin_by_name)]
+pub static ENDPOINTS: HashMap<Ip, Endpoint, ENDPOINTS_MAX, ON_DEMAND> = HashMap::new();
+
+#[btf_map(name = "routes", pin_by_name)]
+pub static ROUTES: LpmTrie<Ip, Route, ROUTES_MAX, ON_DEMAND> = LpmTrie::new();
+
+#[btf_map(name = "uplinks", pin_by_name)]
+pub static UPLINKS: HashMap<u32, Uplink, UPLINKS_MAX, ON_DEMAND> = HashMap::new();
+
+#[btf_map(name = "node", pin_by_name)]
+pub static NODE: Array<Node, 1> = Array::new();
+
+#[btf_map(name = "conntrack", pin_by_name)]
+pub static CONNTRACK: HashMap<FlowKey, Flow, CONNTRACK_MAX, ON_DEMAND> = HashMap::new();
+
+#[btf_map(name = "nat", pin_by_name)]
+pub static NAT: HashMap<FlowKey, Reverse, CONNTRACK_MAX, ON_DEMAND> = HashMap::new();
+
+#[btf_map(name = "fragments", pin_by_name)]
+pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment, FRAGMENTS_MAX> = LruHashMap::new();
+
+#[btf_map(name = "counters", pin_by_name)]
+pub static COUNTERS: PerCpuArray<Counter, COUNTERS_MAX> = PerCpuArray::new();
+
+/// Who has this address on this node.
+#[inline(always)]
+pub fn find_endpoint(ip: &Ip) -> Option<Endpoint> {
+    // SAFETY: copied at once. The agent replaces entries as a whole, never in place.
+    unsafe { ENDPOINTS.get(ip) }.copied()
+}
+
+/// The longest prefix that holds this address.
+#[inline(always)]
+pub fn find_route(ip: &Ip) -> Option<Route> {
+    ROUTES.get(&Key::new(128, *ip)).copied()
+}
+
+/// Whether and as whom this device masquerades.
+#[inline(always)]
+pub fn find_uplink(ifindex: u32) -> Option<Uplink> {
+    // SAFETY: copied at once. The agent replaces entries as a whole, never in place.
+    unsafe { UPLINKS.get(&ifindex) }.copied()
+}

@@ -242,7 +242,8 @@ impl Toolchain {
         entries
             .filter_map(std::result::Result::ok)
             .map(|entry| (entry.file_name(), entry.path()))
-            .find(|(name, _)| name.to_string_lossy().starts_with("libLLVM"))
+            // Not `libLLVM-22-rust-….so`: that one is a linker script that names this one.
+            .find(|(name, _)| name.to_string_lossy().starts_with("libLLVM.so."))
             .ok_or_else(|| {
                 let directory = directory.display();
                 BuildError(format!(

@@ -1,9 +1,14 @@
 //! `cargo xtask …`: everything a Hypha developer runs.
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
+mod compile;
 mod ebpf;
 mod table;
+mod test;
+mod tidy;
 mod workspace;
 
 /// Everything a Hypha developer runs.
@@ -18,10 +23,27 @@ struct Arguments {
 enum Task {
     /// Build the eBPF object, put it at target/bpf/hypha.o, and show what the verifier thinks of it (as root).
     BuildEbpf(ebpf::Options),
+    /// Build the agent and the CNI shim.
+    Build(compile::Options),
+    /// Run every test: unit, programs, lab; installs what they need.
+    Test(test::Options),
+    /// Check the conventions that neither rustfmt nor clippy knows.
+    Tidy,
 }
 
-fn main() -> anyhow::Result<()> {
-    match Arguments::parse().command {
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
         Task::BuildEbpf(options) => ebpf::run(&options),
-    }
+        Task::Build(options) => compile::run(&options),
+        Task::Test(options) => test::run(&options),
+        Task::Tidy => tidy::run(),
+    };
+    // The chain of causes is for the reader; a backtrace through xtask itself would only bury it.
+    outcome.map_or_else(
+        |error| {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        },
+        |()| ExitCode::SUCCESS,
+    )
 }

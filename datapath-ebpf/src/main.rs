@@ -75,10 +75,3 @@ mod entry {
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
-
-/// Never reached: the build refuses an object with anything left in it that could panic.
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}

@@ -77,7 +77,10 @@ pub fn table_of(programs: &[Program]) -> String {
 
 /// A map as the loader would make it, contents of constants included: the verifier folds them.
 fn create_map(name: &str, map: &aya_obj::Map) -> anyhow::Result<MapData> {
-    let data = MapData::create(map.clone(), name, None).with_context(|| format!("creating map `{name}`"))?;
+    // Without the types' BTF: the verifier asks only for sizes.
+    let shape = (map.map_type(), map.key_size(), map.value_size(), map.max_entries(), map.map_flags());
+    let bare = aya_obj::Map::new_from_params(shape.0, shape.1, shape.2, shape.3, shape.4);
+    let data = MapData::create(bare, name, None).with_context(|| format!("creating map `{name}`"))?;
     let descriptor = data.fd().as_fd().as_raw_fd();
     if !map.data().is_empty() {
         fill(descriptor, map.data()).with_context(|| format!("filling map `{name}`"))?;

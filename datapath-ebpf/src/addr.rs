@@ -7,7 +7,6 @@ use crate::maps::pod;
 /// Four-byte aligned, so that the compiler loads and compares words instead of single bytes.
 #[repr(C, align(4))]
 #[cfg_attr(not(target_arch = "bpf"), derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
-#[cfg_attr(target_arch = "bpf", derive(Debug))]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ip {
     /// The sixteen bytes in network order.
@@ -66,7 +65,6 @@ const fn u128_is_zero(b: &[u8; 16]) -> bool {
 /// An Ethernet address.
 #[repr(C)]
 #[cfg_attr(not(target_arch = "bpf"), derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
-#[cfg_attr(target_arch = "bpf", derive(Debug))]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mac {
     /// The six bytes as they are on the wire.
@@ -87,7 +85,6 @@ pub const GATEWAY_V6: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
 /// A TCP, UDP or SCTP port, or an ICMP echo identifier.
 #[repr(C, align(2))]
 #[cfg_attr(not(target_arch = "bpf"), derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
-#[cfg_attr(target_arch = "bpf", derive(Debug))]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Port {
     /// The two bytes in network order.

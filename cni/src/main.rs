@@ -1,2 +1,5 @@
-//! The CNI plugin executable.
-fn main() {}
+//! The CNI plugin executable; see [`hypha_cni::shim`].
+
+fn main() {
+    std::process::exit(hypha_cni::shim::run());
+}

@@ -7,6 +7,7 @@
 //! Within one [`PROTOCOL_VERSION`] fields may only be added, optional ones: shim and agent are upgraded one after
 //! the other, and both ignore what they do not know.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -203,7 +204,7 @@ pub enum Response {
     Info(Info),
     /// To [`Call::Endpoints`].
     Endpoints(Vec<EndpointInfo>),
-    /// To any call that failed.
+    /// To any call that failed. An `Add` that failed has left nothing behind.
     Error(ErrorReply),
 }
 
@@ -265,6 +266,25 @@ pub struct ErrorReply {
     pub details: String,
 }
 
+impl ErrorReply {
+    /// An error of one of the [`code`]s.
+    pub fn new(code: u32, msg: impl Into<String>, details: impl Into<String>) -> Self {
+        Self { code, msg: msg.into(), details: details.into() }
+    }
+}
+
+impl fmt::Display for ErrorReply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.msg)?;
+        if !self.details.is_empty() {
+            write!(f, ": {}", self.details)?;
+        }
+        write!(f, " (code {})", self.code)
+    }
+}
+
+impl std::error::Error for ErrorReply {}
+
 /// A line that is no message of this protocol.
 #[derive(Debug, thiserror::Error)]
 pub enum ProtocolError {
@@ -312,7 +332,7 @@ impl Request {
 impl Response {
     /// An error reply.
     pub fn error(code: u32, msg: impl Into<String>, details: impl Into<String>) -> Self {
-        Self::Error(ErrorReply { code, msg: msg.into(), details: details.into() })
+        Self::Error(ErrorReply::new(code, msg, details))
     }
 
     /// The response as a line, its newline included.

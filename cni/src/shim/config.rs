@@ -1,0 +1,239 @@
+//! The network configuration that a runtime passes on standard input.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::protocol::{DEFAULT_SOCKET, ErrorReply, Kept, code};
+
+use super::environment::{Verb, is_name};
+use super::version::SpecVersion;
+
+/// Time for a whole invocation unless the configuration says otherwise. The kubelet gives its runtime two minutes
+/// for most calls; what is left is for undoing and for the other plugins of the chain.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(45);
+
+/// IPv6 works on no link with less (RFC 8200), and every pod has both families.
+const MIN_MTU: u32 = 1280;
+
+/// `runtimeConfig` keys that ask for nothing the shim would have to do, or that it does.
+const SERVED_CAPABILITIES: [&str; 3] = ["dns", "aliases", "cgroupPath"];
+
+/// `runtimeConfig` keys that an IPAM plugin serves.
+const IPAM_CAPABILITIES: [&str; 2] = ["ips", "ipRanges"];
+
+/// One plugin's configuration, as far as it matters to the shim.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Config {
+    pub(super) version: SpecVersion,
+    /// Name of the network.
+    pub(super) name: String,
+    /// MTU asked for, in bytes.
+    pub(super) mtu: Option<u32>,
+    /// Where the agent listens.
+    pub(super) socket: PathBuf,
+    /// Executable name of the IPAM plugin to delegate to; without one the agent gives out addresses.
+    pub(super) ipam: Option<String>,
+    /// DNS settings to pass on to the runtime.
+    pub(super) dns: Dns,
+    /// Result of the plugins before this one; interpreted by ADD and CHECK only, so that a DEL never fails for it.
+    pub(super) prev_result: Option<Value>,
+    /// `cni.dev/valid-attachments`.
+    pub(super) valid_attachments: Option<Vec<Kept>>,
+    /// Time for the whole invocation.
+    pub(super) timeout: Duration,
+}
+
+/// The specification's DNS dictionary.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Dns {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    nameservers: Vec<String>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    domain: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    search: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    options: Vec<String>,
+}
+
+impl Dns {
+    /// Nothing set: results leave it out.
+    pub(super) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+#[derive(Deserialize)]
+struct Ipam {
+    #[serde(default, rename = "type")]
+    kind: String,
+}
+
+#[derive(Deserialize)]
+struct ValidAttachment {
+    #[serde(rename = "containerID")]
+    container_id: String,
+    ifname: String,
+}
+
+/// The JSON object on standard input.
+pub(super) fn parse_object(stdin: &[u8]) -> Result<Map<String, Value>, ErrorReply> {
+    let undecodable = |details: String| {
+        ErrorReply::new(code::DECODE_FAILURE, "cannot decode the network configuration", details)
+    };
+    match serde_json::from_slice(stdin) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(other) => Err(undecodable(format!("standard input is no JSON object but {other}"))),
+        Err(error) => Err(undecodable(format!("standard input is not JSON: {error}"))),
+    }
+}
+
+/// `cniVersion` as given; version 0.1.0 knew no such key.
+pub(super) fn declared_version(object: &Map<String, Value>) -> Result<String, ErrorReply> {
+    Ok(field(object, "cniVersion")?.unwrap_or_else(|| "0.1.0".to_owned()))
+}
+
+impl Config {
+    /// Checks the configuration for `verb`.
+    pub(super) fn read(object: &Map<String, Value>, verb: Verb) -> Result<Self, ErrorReply> {
+        let version = SpecVersion::parse(&declared_version(object)?)?;
+        version.require(verb)?;
+        let ipam = ipam(object)?;
+        if verb == Verb::Add {
+            refuse_unserved_capabilities(object, ipam.is_some())?;
+        }
+        Ok(Self {
+            version,
+            name: name(object)?,
+            mtu: mtu(object)?,
+            socket: field(object, "socket")?.unwrap_or_else(|| DEFAULT_SOCKET.into()),
+            ipam,
+            dns: dns(object)?,
+            prev_result: object.get("prevResult").filter(|value| !value.is_null()).cloned(),
+            valid_attachments: valid_attachments(object)?,
+            timeout: timeout(object)?,
+        })
+    }
+}
+
+/// The value of `key`; `null` is the same as absent.
+fn field<T: DeserializeOwned>(object: &Map<String, Value>, key: &str) -> Result<Option<T>, ErrorReply> {
+    match object.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => T::deserialize(value).map(Some).map_err(|e| invalid(key, value, &e.to_string())),
+    }
+}
+
+fn invalid(key: &str, value: &Value, why: &str) -> ErrorReply {
+    let msg = format!("the network configuration's key {key:?} is wrong");
+    ErrorReply::new(code::INVALID_CONFIG, msg, format!("{key} is {value}: {why}"))
+}
+
+fn name(object: &Map<String, Value>) -> Result<String, ErrorReply> {
+    let name: String = field(object, "name")?.unwrap_or_default();
+    if is_name(&name) {
+        return Ok(name);
+    }
+    let why = "a network's name starts with a letter or digit, then come letters, digits, '_', '.' and '-'";
+    Err(invalid("name", &Value::String(name), why))
+}
+
+/// 0 means "as the plugin thinks best", as it does to the reference plugins.
+fn mtu(object: &Map<String, Value>) -> Result<Option<u32>, ErrorReply> {
+    match field(object, "mtu")? {
+        None | Some(0) => Ok(None),
+        Some(mtu @ MIN_MTU..=65535) => Ok(Some(mtu)),
+        Some(mtu) => Err(invalid("mtu", &mtu.into(), "it must be 0 (automatic) or from 1280 to 65535")),
+    }
+}
+
+fn ipam(object: &Map<String, Value>) -> Result<Option<String>, ErrorReply> {
+    let kind = field::<Ipam>(object, "ipam")?.map(|ipam| ipam.kind).unwrap_or_default();
+    if kind.contains('/') || kind == "." || kind == ".." {
+        return Err(invalid(
+            "ipam.type",
+            &Value::String(kind),
+            "it is a file name in CNI_PATH, without slashes",
+        ));
+    }
+    Ok(Some(kind).filter(|kind| !kind.is_empty()))
+}
+
+/// A runtime's `dns` capability argument goes before the configuration's own settings.
+fn dns(object: &Map<String, Value>) -> Result<Dns, ErrorReply> {
+    let runtime = runtime_config(object)?;
+    let wanted = runtime.as_ref().map(runtime_dns).transpose()?.flatten();
+    Ok(match wanted {
+        Some(dns) if !dns.is_empty() => dns,
+        _ => field(object, "dns")?.unwrap_or_default(),
+    })
+}
+
+/// The capability convention names two of the keys differently (`servers`, `searches`).
+fn runtime_dns(runtime: &Map<String, Value>) -> Result<Option<Dns>, ErrorReply> {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct RuntimeDns {
+        servers: Vec<String>,
+        searches: Vec<String>,
+        options: Vec<String>,
+    }
+    let dns: Option<RuntimeDns> = field(runtime, "dns")?;
+    Ok(dns.map(|dns| Dns {
+        nameservers: dns.servers,
+        domain: String::new(),
+        search: dns.searches,
+        options: dns.options,
+    }))
+}
+
+fn runtime_config(object: &Map<String, Value>) -> Result<Option<Map<String, Value>>, ErrorReply> {
+    field(object, "runtimeConfig")
+}
+
+/// A fixed MAC address or a port mapping that is silently not made would be found out much later.
+fn refuse_unserved_capabilities(object: &Map<String, Value>, has_ipam: bool) -> Result<(), ErrorReply> {
+    for (key, value) in runtime_config(object)?.iter().flatten() {
+        let served = SERVED_CAPABILITIES.contains(&key.as_str())
+            || (has_ipam && IPAM_CAPABILITIES.contains(&key.as_str()));
+        if !served && !is_blank(value) {
+            return Err(ErrorReply::new(
+                code::UNSUPPORTED_FIELD,
+                format!("runtimeConfig key {key:?} is not supported: {value}"),
+                format!("remove {key:?} from Hypha's \"capabilities\", or give it to a chained plugin"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn is_blank(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(members) => members.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
+fn valid_attachments(object: &Map<String, Value>) -> Result<Option<Vec<Kept>>, ErrorReply> {
+    let attachments: Option<Vec<ValidAttachment>> = field(object, "cni.dev/valid-attachments")?;
+    let kept = |a: ValidAttachment| Kept { container_id: a.container_id, ifname: a.ifname };
+    Ok(attachments.map(|attachments| attachments.into_iter().map(kept).collect()))
+}
+
+fn timeout(object: &Map<String, Value>) -> Result<Duration, ErrorReply> {
+    let Some(seconds) = field::<f64>(object, "timeout")? else {
+        return Ok(DEFAULT_TIMEOUT);
+    };
+    if !(0.01..=600.0).contains(&seconds) {
+        return Err(invalid("timeout", &seconds.into(), "it is in seconds, from 0.01 to 600"));
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}

@@ -7,3 +7,4 @@
 pub mod core;
 pub mod datapath;
 pub mod netlink;
+pub mod source;

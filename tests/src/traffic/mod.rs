@@ -1,0 +1,13 @@
+//! Traffic: real tools where their opinion counts, sockets of our own where exact control does.
+
+pub mod capture;
+pub mod exchange;
+pub mod icmp;
+pub mod mtu;
+pub mod pattern;
+pub mod probe;
+pub mod raw;
+pub mod socket;
+pub mod stream;
+pub mod tools;
+pub mod transfer;

@@ -1,0 +1,60 @@
+//! Sockets inside a namespace, with deadlines so that a lost packet fails a test instead of hanging it.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use socket2::{Domain, Socket, Type};
+
+use crate::netns::Netns;
+
+/// How long a receiver waits for something that should be there within milliseconds.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A listening TCP socket on a free port; `accept` gives up after [`PATIENCE`].
+pub fn tcp_listener(netns: &Netns, address: IpAddr) -> Result<TcpListener> {
+    let listen = || -> io::Result<TcpListener> {
+        let socket = Socket::new(Domain::for_address((address, 0).into()), Type::STREAM, None)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.bind(&SocketAddr::new(address, 0).into())?;
+        socket.listen(1024)?;
+        Ok(socket.into())
+    };
+    netns.enter(listen)?.with_context(|| format!("cannot listen on {address} in {}", netns.name()))
+}
+
+/// A TCP connection; reads and writes give up after [`PATIENCE`].
+pub fn tcp_connect(netns: &Netns, to: SocketAddr) -> Result<TcpStream> {
+    let stream = netns
+        .enter(|| TcpStream::connect_timeout(&to, PATIENCE))?
+        .with_context(|| format!("cannot connect to {to} from {}", netns.name()))?;
+    with_deadlines(&stream)?;
+    Ok(stream)
+}
+
+/// Accepts one connection, with deadlines.
+pub fn tcp_accept(listener: &TcpListener) -> Result<(TcpStream, SocketAddr)> {
+    let (stream, peer) = listener.accept().context("nobody connected")?;
+    with_deadlines(&stream)?;
+    Ok((stream, peer))
+}
+
+fn with_deadlines(stream: &TcpStream) -> Result<()> {
+    stream.set_read_timeout(Some(PATIENCE)).context("cannot set a deadline")?;
+    stream.set_write_timeout(Some(PATIENCE)).context("cannot set a deadline")
+}
+
+/// A UDP socket on a free port, with buffers for whatever a test may queue; reads give up after [`PATIENCE`].
+pub fn udp(netns: &Netns, address: IpAddr) -> Result<UdpSocket> {
+    let bind = || -> io::Result<UdpSocket> {
+        let socket = Socket::new(Domain::for_address((address, 0).into()), Type::DGRAM, None)?;
+        socket.set_recv_buffer_size(8 << 20)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.bind(&SocketAddr::new(address, 0).into())?;
+        Ok(socket.into())
+    };
+    netns.enter(bind)?.with_context(|| format!("cannot bind UDP to {address} in {}", netns.name()))
+}

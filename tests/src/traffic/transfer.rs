@@ -1,0 +1,104 @@
+//! Large one-way TCP transfers, every byte compared with what was sent.
+
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, Shutdown},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use super::{pattern::Pattern, socket};
+use crate::{family::Family, station::Station};
+
+/// A finished transfer.
+#[derive(Clone, Copy, Debug)]
+pub struct Transfer {
+    /// Bytes that arrived, all as sent.
+    pub bytes: u64,
+    /// From the connection to the last byte.
+    pub elapsed: Duration,
+    /// The source that the receiver saw.
+    pub peer: IpAddr,
+}
+
+impl Transfer {
+    /// Gigabits per second.
+    pub fn gbits(&self) -> f64 {
+        self.bytes as f64 * 8.0 / self.elapsed.as_secs_f64() / 1e9
+    }
+}
+
+/// Sends `bytes` from one station to the other.
+pub fn tcp(from: &dyn Station, to: &dyn Station, family: Family, bytes: u64) -> Result<Transfer> {
+    let listener = socket::tcp_listener(to.netns(), to.address(family))?;
+    let target = listener.local_addr()?;
+    let pattern = Pattern::new();
+    let start = Instant::now();
+    thread::scope(|scope| {
+        let receiver = scope.spawn(|| -> Result<Transfer> {
+            let (mut stream, peer) = socket::tcp_accept(&listener)?;
+            let received = compare(&mut stream, &pattern)?;
+            Ok(Transfer { bytes: received, elapsed: start.elapsed(), peer: peer.ip() })
+        });
+        let send = || -> Result<()> {
+            let mut stream = socket::tcp_connect(from.netns(), target)?;
+            let mut sent = 0;
+            while sent < bytes {
+                let len =
+                    usize::try_from((bytes - sent).min(Pattern::WINDOW as u64)).unwrap_or(Pattern::WINDOW);
+                stream
+                    .write_all(pattern.at(sent, len))
+                    .with_context(|| format!("cannot send after {sent} bytes"))?;
+                sent += len as u64;
+            }
+            stream.shutdown(Shutdown::Write).context("cannot end the transfer")
+        };
+        let sent = send();
+        let transfer = receiver.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload));
+        sent?;
+        let transfer = transfer?;
+        ensure!(transfer.bytes == bytes, "{} of {bytes} bytes arrived", transfer.bytes);
+        Ok(transfer)
+    })
+}
+
+/// Reads to the end; fails at the first byte that differs.
+fn compare(stream: &mut impl Read, pattern: &Pattern) -> Result<u64> {
+    let mut buffer = vec![0; 256 << 10];
+    let mut received = 0;
+    loop {
+        let len = stream.read(&mut buffer).with_context(|| format!("nothing came after {received} bytes"))?;
+        if len == 0 {
+            return Ok(received);
+        }
+        ensure!(
+            buffer[..len] == *pattern.at(received, len),
+            "data differs within {len} bytes after {received}"
+        );
+        received += len as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comparison_notices_loss_change_and_swap() {
+        let pattern = Pattern::new();
+        let good = pattern.at(0, 10_000).to_vec();
+        assert_eq!(compare(&mut good.as_slice(), &pattern).unwrap(), 10_000);
+
+        let mut changed = good.clone();
+        changed[5_000] ^= 1;
+        let mut lost = good.clone();
+        lost.drain(1_448..2_896);
+        let mut swapped = good;
+        swapped.rotate_left(1_448);
+        for bad in [changed, lost, swapped] {
+            assert!(compare(&mut bad.as_slice(), &pattern).is_err());
+        }
+    }
+}

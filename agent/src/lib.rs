@@ -8,3 +8,4 @@ pub mod core;
 pub mod datapath;
 pub mod netlink;
 pub mod source;
+pub mod store;

@@ -281,14 +281,13 @@ impl<'a> Compiler<'a> {
     }
 
     fn uplinks(&mut self) {
-        let address = |address: Option<IpAddr>| {
-            address.filter(|_| self.facts.masquerade).map_or(Ip::UNSPECIFIED, Ip::from)
-        };
+        let address = |address: Option<IpAddr>| address.map_or(Ip::UNSPECIFIED, Ip::from);
         for uplink in &self.facts.uplinks {
             let entry = Uplink {
                 masquerade_v4: address(uplink.masquerade_v4),
                 masquerade_v6: address(uplink.masquerade_v6),
                 mtu: uplink.mtu,
+                flags: if self.facts.masquerade { Uplink::MASQUERADE } else { 0 },
             };
             self.out.desired.uplinks.insert(uplink.ifindex, entry);
         }

@@ -233,14 +233,14 @@ fn of_two_nodes_with_one_prefix_the_first_name_keeps_it() {
 }
 
 #[test]
-fn without_masquerade_the_uplinks_have_no_address_to_give() {
-    let mut facts = facts(Routing::Native);
-    facts.masquerade = false;
-    let uplink = compile(&cluster(), &facts).desired.uplinks[&2];
-    assert_eq!(
-        (uplink.masquerade_v4, uplink.masquerade_v6, uplink.mtu),
-        (Ip::UNSPECIFIED, Ip::UNSPECIFIED, 1500)
-    );
+fn uplinks_know_what_to_masquerade_with_and_whether() {
+    for (masquerade, flags) in [(true, Uplink::MASQUERADE), (false, 0)] {
+        let facts = Facts { masquerade, ..facts(Routing::Native) };
+        let uplink = compile(&cluster(), &facts).desired.uplinks[&2];
+        assert_eq!((uplink.flags, uplink.mtu), (flags, 1500));
+        assert_eq!(IpAddr::from(uplink.masquerade_v4), ip("192.0.2.1"));
+        assert_eq!(IpAddr::from(uplink.masquerade_v6), ip("2001:db8::1"));
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod compile;
 mod ebpf;
 mod table;
@@ -29,6 +30,8 @@ enum Task {
     Test(test::Options),
     /// Check the conventions that neither rustfmt nor clippy knows.
     Tidy,
+    /// Measure paths next to those of plain Linux: transactions, streams, what a packet costs.
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         Task::Build(options) => compile::run(&options),
         Task::Test(options) => test::run(&options),
         Task::Tidy => tidy::run(),
+        Task::Bench(options) => bench::run(&options),
     };
     // The chain of causes is for the reader; a backtrace through xtask itself would only bury it.
     outcome.map_or_else(

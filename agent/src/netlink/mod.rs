@@ -1,154 +1,194 @@
-//! The kernel's links, addresses, routes and neighbours, by rtnetlink.
+//! The kernel's links, addresses, routes and neighbours, by rtnetlink; network namespaces and sysctls with them.
 //!
-//! Only the signatures are here yet, so that the rest of the agent compiles.
+//! [`Netlink`] is what the rest of the agent sees. Every operation is one blocking function over one [`socket`] of its
+//! own, run on a thread that may block; those that visit a pod run on a thread of their own ([`netns`]).
+//!
+//! | file | what |
+//! |---|---|
+//! | `socket` | requests, dumps and errors of the protocol |
+//! | `message` | requests and answers shared by the others |
+//! | `pod`, `inspect` | a pod's veth: make, publish, delete; compare |
+//! | `overlay` | the VXLAN device |
+//! | `routes` | the agent's routes in the main table, by diff |
+//! | `uplink` | uplinks, own addresses, next hops |
+//! | `monitor` | notice of changes |
+//! | `netns`, `sysctl` | entering a namespace; kernel settings |
+//!
+//! Ownership is told by: the name and MAC of a pod's host end, the overlay device's name, and routing protocol 72 of a
+//! route. Nothing else is ever changed or removed.
 
-use std::{collections::BTreeSet, net::IpAddr, os::fd::BorrowedFd};
+mod error;
+mod inspect;
+mod message;
+mod monitor;
+pub mod netns;
+mod overlay;
+mod pod;
+mod routes;
+mod socket;
+pub mod sysctl;
+mod uplink;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+    os::fd::BorrowedFd,
+};
 
 use datapath_ebpf::Mac;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task};
 
+pub use self::{
+    error::NetlinkError,
+    inspect::PodMismatch,
+    monitor::Change,
+    overlay::{OVERLAY_IFNAME, OVERLAY_PORT, OVERLAY_VNI},
+    pod::{PodLink, PodLinkInfo, PodWiring},
+    routes::{HYPHA_RT_PROTO, RouteChanges},
+};
+use self::{
+    message::{Neighbour, replace_neighbour},
+    socket::Socket,
+};
 pub use crate::core::facts::{KernelRoute, NextHop, RouteTarget, UplinkInfo};
 
-/// Why the kernel could not be asked or refused.
-#[derive(Debug, thiserror::Error)]
-pub enum NetlinkError {}
-
-/// The first difference that CHECK found between a pod's wiring and what was asked for.
-#[derive(Debug, thiserror::Error)]
-pub enum PodMismatch {}
-
-/// What one synchronisation changed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RouteChanges {
-    /// Routes that were missing or differed.
-    pub added: usize,
-    /// Routes that should not have been there.
-    pub removed: usize,
-}
-
-/// How one interface of a pod is wired.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PodWiring {
-    /// The host end's name.
-    pub host_ifname: String,
-    /// The container end's name.
-    pub container_ifname: String,
-    /// The pod's addresses, at most one of each family.
-    pub addresses: Vec<IpAddr>,
-    /// MTU of both ends in bytes.
-    pub mtu: u32,
-    /// The container end's MAC when it must be this one; otherwise a random one is chosen.
-    pub mac: Option<Mac>,
-    /// Source of the node's own packets to the pod, IPv4.
-    pub node_v4: Option<IpAddr>,
-    /// Source of the node's own packets to the pod, IPv6.
-    pub node_v6: Option<IpAddr>,
-}
-
-/// A pod's veth as it was made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PodLink {
-    /// The host end as the node numbers it.
-    pub host_ifindex: u32,
-    /// The container end's MAC.
-    pub mac: Mac,
-}
-
-/// The host end of a pod's veth, as found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PodLinkInfo {
-    /// The device as the node numbers it.
-    pub ifindex: u32,
-    /// The device's name.
-    pub name: String,
-    /// Whether it is up.
-    pub up: bool,
-}
-
-/// What [`Netlink::monitor`] saw change; several changes may be reported as one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Change;
-
-/// A connection to the kernel, bound to the network namespace of the thread that made it.
+/// The kernel's network configuration of the node.
+///
+/// The node's network namespace is that of the runtime's threads: start the whole agent inside it.
 #[derive(Clone, Debug)]
-pub struct Netlink;
+pub struct Netlink {
+    /// Only [`Self::connect`] makes one.
+    _private: (),
+}
 
 impl Netlink {
-    /// Connects in the calling thread's network namespace.
+    /// Makes sure that the kernel answers in the calling thread's network namespace.
     pub async fn connect() -> Result<Self, NetlinkError> {
-        Ok(Self)
+        blocking("connect", |_| Ok(Self { _private: () })).await
     }
 
-    /// Makes the veth with its container end configured and up in `netns`, and the host end still down.
+    /// Makes the veth with its container end configured and up in `netns`, and the host end still down. Leaves nothing
+    /// behind when it fails; replaces the host end of an earlier attempt.
     pub async fn create_pod_link(
         &self,
-        _netns: BorrowedFd<'_>,
-        _w: &PodWiring,
+        netns: BorrowedFd<'_>,
+        w: &PodWiring,
     ) -> Result<PodLink, NetlinkError> {
-        Ok(PodLink { host_ifindex: 0, mac: Mac { bytes: [0; 6] } })
+        let (netns, w) = (owned(netns)?, w.clone());
+        netns::on_own_thread("create pod link", move |thread| pod::create(thread, &netns, &w)).await
     }
 
-    /// Brings the host end up with its neighbours and routes.
-    pub async fn publish_pod_link(&self, _link: &PodLink, _w: &PodWiring) -> Result<(), NetlinkError> {
-        Ok(())
+    /// Brings the host end up with its neighbours and routes. For a veth made earlier ([`PodLink::existing`]) it
+    /// repairs what is missing of these.
+    pub async fn publish_pod_link(&self, link: PodLink, w: &PodWiring) -> Result<(), NetlinkError> {
+        let w = w.clone();
+        blocking("publish pod link", move |socket| pod::publish(socket, link, &w)).await
     }
 
-    /// Deletes the veth; `Ok(false)` when it was not there.
-    pub async fn delete_pod_link(&self, _host_ifname: &str) -> Result<bool, NetlinkError> {
-        Ok(false)
+    /// Deletes the veth; `Ok(false)` when it was not there. Returns when the kernel has let go of it, which takes
+    /// milliseconds: RCU grace periods.
+    pub async fn delete_pod_link(&self, host_ifname: &str) -> Result<bool, NetlinkError> {
+        let host_ifname = host_ifname.to_owned();
+        blocking("delete pod link", move |socket| pod::delete(socket, &host_ifname)).await
     }
 
-    /// Compares a pod's wiring with what it should be.
-    pub async fn inspect_pod(
-        &self,
-        _netns: BorrowedFd<'_>,
-        _host_ifname: &str,
-        _w: &PodWiring,
-    ) -> Result<(), PodMismatch> {
-        Ok(())
+    /// Compares a pod's wiring with what it should be; the error names the first difference.
+    pub async fn inspect_pod(&self, netns: BorrowedFd<'_>, w: &PodWiring) -> Result<(), PodMismatch> {
+        let (netns, w) = (owned(netns)?, w.clone());
+        netns::on_own_thread("inspect pod", move |thread| Ok(inspect::inspect(thread, &netns, &w))).await?
     }
 
     /// The host ends of pods' veths.
     pub async fn pod_links(&self) -> Result<Vec<PodLinkInfo>, NetlinkError> {
-        Ok(Vec::new())
+        blocking("list pod links", pod::list).await
     }
 
-    /// The devices that lead to other nodes and the world.
+    /// The devices that lead to other nodes and the world: those named in `wanted`; else those that hold one of
+    /// `node_addresses`; else those of the default routes. Never empty.
     pub async fn uplinks(
         &self,
-        _wanted: &[String],
-        _node_addresses: &[IpAddr],
+        wanted: &[String],
+        node_addresses: &[IpAddr],
     ) -> Result<Vec<UplinkInfo>, NetlinkError> {
-        Ok(Vec::new())
+        let (wanted, node_addresses) = (wanted.to_vec(), node_addresses.to_vec());
+        blocking("find uplinks", move |socket| uplink::uplinks(socket, &wanted, &node_addresses)).await
+    }
+
+    /// Makes the settings of the node as a whole that have no counterpart for a single device.
+    pub async fn prepare_node(&self, uplinks: &[UplinkInfo]) -> Result<(), NetlinkError> {
+        let names: Vec<String> = uplinks.iter().map(|uplink| uplink.name.clone()).collect();
+        blocking("prepare node", move |_| sysctl::prepare_node(&names)).await
     }
 
     /// Every address of the node's own devices that is neither link-local nor loopback.
     pub async fn local_addresses(&self) -> Result<Vec<IpAddr>, NetlinkError> {
-        Ok(Vec::new())
+        blocking("list addresses", uplink::local_addresses).await
     }
 
-    /// How the kernel reaches `ip`; `None` when it has no route.
-    pub async fn route_to(&self, _ip: IpAddr) -> Result<Option<NextHop>, NetlinkError> {
-        Ok(None)
+    /// How the kernel reaches `ip`; `None` when it has no route or `ip` is the node's own.
+    pub async fn route_to(&self, ip: IpAddr) -> Result<Option<NextHop>, NetlinkError> {
+        blocking("look up route", move |socket| uplink::route_to(socket, ip)).await
     }
 
     /// Makes or repairs the VXLAN device and returns its ifindex.
-    pub async fn ensure_overlay(&self, _mtu: u32) -> Result<u32, NetlinkError> {
-        Ok(0)
+    pub async fn ensure_overlay(&self, mtu: u32) -> Result<u32, NetlinkError> {
+        blocking("ensure overlay", move |socket| overlay::ensure(socket, mtu)).await
     }
 
     /// Deletes the VXLAN device; `Ok(false)` when it was not there.
     pub async fn delete_overlay(&self) -> Result<bool, NetlinkError> {
-        Ok(false)
+        blocking("delete overlay", overlay::delete).await
     }
 
-    /// Makes the agent's own routes (by routing protocol) equal to `wanted`.
-    pub async fn sync_routes(&self, _wanted: &BTreeSet<KernelRoute>) -> Result<RouteChanges, NetlinkError> {
-        Ok(RouteChanges::default())
+    /// Makes the agent's own routes (by routing protocol) equal to `wanted`, pods' routes ([`PodWiring::routes`])
+    /// included. Tries all of them, and fails with the first that the kernel refuses.
+    pub async fn sync_routes(&self, wanted: &BTreeSet<KernelRoute>) -> Result<RouteChanges, NetlinkError> {
+        let wanted = wanted.clone();
+        blocking("synchronise routes", move |socket| routes::sync(socket, &wanted)).await
     }
 
-    /// Reports changes of links, addresses, routes and neighbours in the calling thread's network namespace.
+    /// Makes the permanent neighbour entries (device, address) -> MAC that are missing or differ; returns how many.
+    pub async fn ensure_neighbours(
+        &self,
+        wanted: &BTreeMap<(u32, IpAddr), Mac>,
+    ) -> Result<usize, NetlinkError> {
+        let wanted = wanted.clone();
+        blocking("ensure neighbours", move |socket| ensure_neighbours(socket, &wanted)).await
+    }
+
+    /// Reports changes of links, addresses, routes and neighbours in the calling thread's network namespace, until the
+    /// receiver is dropped. Several changes may be reported as one.
     pub fn monitor() -> Result<mpsc::Receiver<Change>, NetlinkError> {
-        Ok(mpsc::channel(1).1)
+        monitor::monitor()
     }
+}
+
+/// Runs `work` with a socket of its own where blocking is allowed. `what` names it in errors.
+async fn blocking<T: Send + 'static>(
+    what: &'static str,
+    work: impl FnOnce(&mut Socket) -> Result<T, NetlinkError> + Send + 'static,
+) -> Result<T, NetlinkError> {
+    let run = move || work(&mut Socket::open()?);
+    task::spawn_blocking(run).await.map_err(|_| NetlinkError::Thread { what })?
+}
+
+/// The namespace must stay open for as long as the thread that visits it, whatever becomes of the caller.
+fn owned(netns: BorrowedFd<'_>) -> Result<std::os::fd::OwnedFd, NetlinkError> {
+    let cloned: io::Result<_> = netns.try_clone_to_owned();
+    cloned.map_err(|source| NetlinkError::Netns { action: "open", path: None, source })
+}
+
+fn ensure_neighbours(
+    socket: &mut Socket,
+    wanted: &BTreeMap<(u32, IpAddr), Mac>,
+) -> Result<usize, NetlinkError> {
+    let present = socket.neighbours()?;
+    let present: BTreeMap<(u32, IpAddr), &Neighbour> =
+        present.iter().filter(|it| it.permanent).map(|it| ((it.ifindex, it.ip), it)).collect();
+    let missing = wanted.iter().filter(|(key, mac)| present.get(*key).is_none_or(|it| it.mac != **mac));
+    let requests: Vec<_> =
+        missing.map(|((ifindex, ip), mac)| replace_neighbour(*ifindex, *ip, *mac)).collect();
+    socket.run(&requests)?;
+    Ok(requests.len())
 }

@@ -1,0 +1,208 @@
+//! What the node looks like from outside: its uplinks, its addresses, and how the kernel would reach others.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use nix::errno::Errno;
+use rtnetlink::packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    link::LinkFlags,
+    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteType, RouteVia},
+};
+
+use super::{
+    NetlinkError,
+    message::{Address, Link, family, host_prefix},
+    overlay::OVERLAY_IFNAME,
+    pod, routes,
+    socket::{Request, Socket},
+};
+use crate::core::facts::{NextHop, UplinkInfo};
+
+/// Stand for "the world" when the kernel is asked which source it would choose; nothing is ever sent to them. Any
+/// addresses will do that only a default route covers.
+const WORLD: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(1, 1, 1, 1)),
+    IpAddr::V6(Ipv6Addr::new(0x2606, 0x4700, 0x4700, 0, 0, 0, 0, 0x1111)),
+];
+
+/// The devices that lead to other nodes and the world: those named in `wanted`; else those that hold one of
+/// `node_addresses`; else those of the default routes.
+pub(super) fn uplinks(
+    socket: &mut Socket,
+    wanted: &[String],
+    node_addresses: &[IpAddr],
+) -> Result<Vec<UplinkInfo>, NetlinkError> {
+    let links = socket.links()?;
+    let addresses = socket.addresses()?;
+    let chosen = if wanted.is_empty() {
+        detect(socket, &links, &addresses, node_addresses)?
+    } else {
+        let named = |name: &String| {
+            let link = links.iter().find(|link| link.name == *name);
+            link.cloned().ok_or_else(|| NetlinkError::NoSuchDevice { name: name.clone() })
+        };
+        wanted.iter().map(named).collect::<Result<_, _>>()?
+    };
+    if chosen.is_empty() {
+        return Err(NetlinkError::NoUplink);
+    }
+    chosen.into_iter().map(|link| describe(socket, link, &addresses)).collect()
+}
+
+/// Every address by which others can reach the node.
+pub(super) fn local_addresses(socket: &mut Socket) -> Result<Vec<IpAddr>, NetlinkError> {
+    let addresses = socket.addresses()?;
+    Ok(addresses.iter().filter(|address| address.is_routable()).map(|address| address.ip).collect())
+}
+
+/// How the kernel reaches `ip`; `None` when it has no route or `ip` is the node's own.
+pub(super) fn route_to(socket: &mut Socket, ip: IpAddr) -> Result<Option<NextHop>, NetlinkError> {
+    let Some(answer) = lookup(socket, ip, None)? else { return Ok(None) };
+    if answer.header.kind != RouteType::Unicast {
+        return Ok(None);
+    }
+    let (mut ifindex, mut gateway, mut mtu) = (None, None, None);
+    for attribute in &answer.attributes {
+        match attribute {
+            RouteAttribute::Oif(it) => ifindex = Some(*it),
+            RouteAttribute::Gateway(address) => gateway = ip_of(address),
+            // An IPv4 route through an IPv6 router.
+            RouteAttribute::Via(RouteVia::Inet6(v6)) => gateway = Some((*v6).into()),
+            RouteAttribute::Metrics(metrics) => mtu = mtu_of(metrics),
+            _ => {}
+        }
+    }
+    let Some(ifindex) = ifindex else { return Ok(None) };
+    let mtu = match mtu {
+        Some(mtu) => mtu,
+        None => match socket.link_by_index(ifindex)? {
+            Some(link) => link.mtu,
+            None => return Ok(None),
+        },
+    };
+    Ok(Some(NextHop { ifindex, gateway, source: source_of(&answer), mtu }))
+}
+
+fn detect(
+    socket: &mut Socket,
+    links: &[Link],
+    addresses: &[Address],
+    node_addresses: &[IpAddr],
+) -> Result<Vec<Link>, NetlinkError> {
+    let among = |indices: &BTreeSet<u32>| -> Vec<Link> {
+        let eligible = links.iter().filter(|link| indices.contains(&link.ifindex) && is_eligible(link));
+        eligible.cloned().collect()
+    };
+    let holding = addresses.iter().filter(|address| node_addresses.contains(&address.ip));
+    let holders = among(&holding.map(|address| address.ifindex).collect());
+    if holders.is_empty() { Ok(among(&default_route_devices(socket)?)) } else { Ok(holders) }
+}
+
+fn is_eligible(link: &Link) -> bool {
+    !link.flags.contains(LinkFlags::Loopback) && link.name != OVERLAY_IFNAME && !pod::is_host_end(link)
+}
+
+/// The devices of the main table's default routes, those of multipath routes included.
+fn default_route_devices(socket: &mut Socket) -> Result<BTreeSet<u32>, NetlinkError> {
+    let mut devices = BTreeSet::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut request = RouteMessage::default();
+        request.header.address_family = family;
+        request.header.table = RouteHeader::RT_TABLE_MAIN;
+        for route in routes::dump(socket, request)? {
+            if route.header.destination_prefix_length != 0 || route.header.kind != RouteType::Unicast {
+                continue;
+            }
+            for attribute in &route.attributes {
+                match attribute {
+                    RouteAttribute::Oif(ifindex) => drop(devices.insert(*ifindex)),
+                    RouteAttribute::MultiPath(hops) => {
+                        devices.extend(hops.iter().map(|hop| hop.interface_index));
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+    Ok(devices)
+}
+
+fn describe(socket: &mut Socket, link: Link, addresses: &[Address]) -> Result<UplinkInfo, NetlinkError> {
+    let own: Vec<Address> =
+        addresses.iter().filter(|it| it.ifindex == link.ifindex && it.is_routable()).copied().collect();
+    let mut masquerade = [None; 2];
+    for (source, world) in masquerade.iter_mut().zip(WORLD) {
+        let chosen = lookup(socket, world, Some(link.ifindex))?.as_ref().and_then(source_of);
+        let stable = || own.iter().find(|it| it.ip.is_ipv4() == world.is_ipv4() && it.is_stable());
+        *source = chosen.filter(is_global).or_else(|| stable().map(|it| it.ip));
+    }
+    let [masquerade_v4, masquerade_v6] = masquerade;
+    Ok(UplinkInfo {
+        ifindex: link.ifindex,
+        name: link.name,
+        mtu: link.mtu,
+        addresses: own.iter().map(|it| it.ip).collect(),
+        masquerade_v4,
+        masquerade_v6,
+    })
+}
+
+/// Without a route the kernel may still name a source that no other machine could answer.
+fn is_global(ip: &IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => !v4.is_link_local() && !v4.is_loopback() && !v4.is_unspecified(),
+        IpAddr::V6(v6) => !v6.is_unicast_link_local() && !v6.is_loopback() && !v6.is_unspecified(),
+    }
+}
+
+/// What the kernel would do with a packet to `ip`, if need be through `oif`; `None` when it would not send it.
+fn lookup(socket: &mut Socket, ip: IpAddr, oif: Option<u32>) -> Result<Option<RouteMessage>, NetlinkError> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(ip);
+    message.header.destination_prefix_length = host_prefix(ip);
+    message.attributes.push(RouteAttribute::Destination(ip.into()));
+    message.attributes.extend(oif.map(RouteAttribute::Oif));
+    let request =
+        Request::new(format!("look up the route to {ip}"), RouteNetlinkMessage::GetRoute(message), 0);
+    match socket.one(request) {
+        Ok(Some(RouteNetlinkMessage::NewRoute(answer))) => Ok(Some(answer)),
+        Ok(_) => Ok(None),
+        Err(error) if no_route(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The errors by which the kernel says that it has no route: none, one that refuses, or the family is switched off.
+fn no_route(error: &NetlinkError) -> bool {
+    use Errno::{EACCES, EAFNOSUPPORT, EHOSTUNREACH, EINVAL, ENETDOWN, ENETUNREACH, EOPNOTSUPP};
+    error.is_not_found()
+        || matches!(
+            error.errno(),
+            Some(ENETUNREACH | EHOSTUNREACH | EACCES | EINVAL | ENETDOWN | EAFNOSUPPORT | EOPNOTSUPP)
+        )
+}
+
+fn source_of(answer: &RouteMessage) -> Option<IpAddr> {
+    answer.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::PrefSource(address) => ip_of(address),
+        _ => None,
+    })
+}
+
+fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(v4) => Some((*v4).into()),
+        RouteAddress::Inet6(v6) => Some((*v6).into()),
+        _ => None,
+    }
+}
+
+fn mtu_of(metrics: &[RouteMetric]) -> Option<u32> {
+    metrics.iter().find_map(|metric| match metric {
+        RouteMetric::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    })
+}

@@ -1,8 +1,19 @@
 //! The scenarios: what users rely on, tried with real agents and real traffic. Run with `cargo xtask test`, or one by
 //! one with `cargo test -p hypha-lab --test lab -- NAME` after `cargo build`.
 
+mod directions;
+mod lifecycle;
+mod masquerade;
+mod nodes;
+mod operator;
+mod path;
+mod payloads;
 mod plain;
+mod repair;
+mod scale;
+mod spoofing;
 mod support;
+mod verbs;
 
 use std::process::ExitCode;
 
@@ -10,6 +21,19 @@ use libtest_mimic::Arguments;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let scenarios = [plain::scenarios()];
+    let scenarios = [
+        plain::scenarios(),
+        directions::scenarios(),
+        payloads::scenarios(),
+        path::scenarios(),
+        masquerade::scenarios(),
+        spoofing::scenarios(),
+        verbs::scenarios(),
+        scale::scenarios(),
+        nodes::scenarios(),
+        lifecycle::scenarios(),
+        repair::scenarios(),
+        operator::scenarios(),
+    ];
     libtest_mimic::run(&arguments, scenarios.into_iter().flatten().collect()).exit_code()
 }

@@ -68,7 +68,7 @@ fn traffic_arrives(lab: &mut Lab) -> Result<()> {
         if let Some(answer) = checks.note("HTTP", server.get(&a)) {
             assert_eq!(answer.client, a.address(family));
         }
-        checks.note("transfer", transfer::tcp(&a, &c, family, 10 << 20));
+        checks.note("transfer", transfer::upload(&a, &c, family, 10 << 20));
     }
     checks.note("iperf3", tools::iperf3(&a, &b, b.v4(), 1));
     checks.finish()
@@ -136,7 +136,7 @@ fn captures_see(lab: &mut Lab) -> Result<()> {
     let seen = capture.expect("the raw frame", |fields| fields.ports == Some((1111, 2222)))?;
     ensure!((seen.src, seen.dst, seen.ttl) == (frame.src, frame.dst, 77), "{seen:?}");
 
-    transfer::tcp(&a, &b, Family::V4, 4 << 20)?;
+    transfer::upload(&a, &b, Family::V4, 4 << 20)?;
     let largest = capture.finish()?.iter().filter_map(Frame::fields).map(|fields| fields.len).max();
     ensure!(largest > Some(1500), "the largest segment was {largest:?} bytes");
     Ok(())

@@ -19,6 +19,18 @@ pub fn scenario(
     })
 }
 
+/// Like [`scenario`], but the body starts the agents itself.
+pub fn scenario_without_start(
+    name: impl Into<String>,
+    spec: LabSpec,
+    body: impl FnOnce(&mut Lab) -> Result<()> + Send + 'static,
+) -> Trial {
+    trial(name, move || {
+        let mut lab = spec.build_without_starting()?;
+        watched(&mut lab, body)
+    })
+}
+
 /// Runs a body; a panic in it becomes an error, and an error gets the lab's state.
 fn watched(lab: &mut Lab, body: impl FnOnce(&mut Lab) -> Result<()>) -> Result<()> {
     let outcome = catch_unwind(AssertUnwindSafe(|| body(lab)));

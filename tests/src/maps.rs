@@ -1,6 +1,6 @@
 //! Looks into a node's pinned maps, past the agent: the tests' own view of the truth.
 
-use std::path::Path;
+use std::{net::IpAddr, path::Path};
 
 use anyhow::{Context, Result};
 use aya::{
@@ -53,6 +53,23 @@ impl<'a> Maps<'a> {
     /// Every address that the node knows as local.
     pub fn endpoints(&self) -> Result<Vec<(Ip, Endpoint)>> {
         self.hash("endpoints")
+    }
+
+    /// What the node knows of one address.
+    pub fn endpoint(&self, address: IpAddr) -> Result<Option<Endpoint>> {
+        Ok(self.endpoints()?.into_iter().find(|(ip, _)| *ip == address.into()).map(|(_, endpoint)| endpoint))
+    }
+
+    /// Writes an entry behind the agent's back.
+    pub fn put_endpoint(&self, ip: Ip, endpoint: &Endpoint) -> Result<()> {
+        let mut map = HashMap::<_, Ip, Endpoint>::try_from(self.open("endpoints")?)?;
+        map.insert(&ip, endpoint, 0).context("cannot write an endpoint")
+    }
+
+    /// Removes an entry behind the agent's back.
+    pub fn remove_endpoint(&self, address: IpAddr) -> Result<()> {
+        let mut map = HashMap::<_, Ip, Endpoint>::try_from(self.open("endpoints")?)?;
+        map.remove(&address.into()).context("cannot remove an endpoint")
     }
 
     /// Masqueraded and inbound flows.

@@ -1,8 +1,8 @@
-//! Large one-way TCP transfers, every byte compared with what was sent.
+//! Large TCP transfers, every byte compared with what was sent.
 
 use std::{
     io::{Read, Write},
-    net::{IpAddr, Shutdown},
+    net::{IpAddr, Shutdown, TcpStream},
     thread,
     time::{Duration, Instant},
 };
@@ -30,38 +30,47 @@ impl Transfer {
     }
 }
 
-/// Sends `bytes` from one station to the other.
-pub fn tcp(from: &dyn Station, to: &dyn Station, family: Family, bytes: u64) -> Result<Transfer> {
+/// Connects from one station to the other and sends `bytes` there.
+pub fn upload(from: &dyn Station, to: &dyn Station, family: Family, bytes: u64) -> Result<Transfer> {
+    let (client, server, peer) = connect(from, to, family)?;
+    carry(client, server, peer, bytes)
+}
+
+/// Connects from one station to the other and fetches `bytes` from there.
+pub fn download(by: &dyn Station, from: &dyn Station, family: Family, bytes: u64) -> Result<Transfer> {
+    let (client, server, peer) = connect(by, from, family)?;
+    carry(server, client, peer, bytes)
+}
+
+/// Both ends of a new connection, and the client's address as the server sees it.
+fn connect(from: &dyn Station, to: &dyn Station, family: Family) -> Result<(TcpStream, TcpStream, IpAddr)> {
     let listener = socket::tcp_listener(to.netns(), to.address(family))?;
-    let target = listener.local_addr()?;
+    let client = socket::tcp_connect(from.netns(), listener.local_addr()?)?;
+    let (server, peer) = socket::tcp_accept(&listener)?;
+    Ok((client, server, peer.ip()))
+}
+
+fn carry(mut source: TcpStream, mut sink: TcpStream, peer: IpAddr, bytes: u64) -> Result<Transfer> {
     let pattern = Pattern::new();
     let start = Instant::now();
     thread::scope(|scope| {
-        let receiver = scope.spawn(|| -> Result<Transfer> {
-            let (mut stream, peer) = socket::tcp_accept(&listener)?;
-            let received = compare(&mut stream, &pattern)?;
-            Ok(Transfer { bytes: received, elapsed: start.elapsed(), peer: peer.ip() })
-        });
-        let send = || -> Result<()> {
-            let mut stream = socket::tcp_connect(from.netns(), target)?;
-            let mut sent = 0;
-            while sent < bytes {
-                let len =
-                    usize::try_from((bytes - sent).min(Pattern::WINDOW as u64)).unwrap_or(Pattern::WINDOW);
-                stream
-                    .write_all(pattern.at(sent, len))
-                    .with_context(|| format!("cannot send after {sent} bytes"))?;
-                sent += len as u64;
-            }
-            stream.shutdown(Shutdown::Write).context("cannot end the transfer")
-        };
-        let sent = send();
-        let transfer = receiver.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload));
+        let receiver = scope.spawn(|| compare(&mut sink, &pattern));
+        let sent = send(&mut source, &pattern, bytes);
+        let received = receiver.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload))?;
         sent?;
-        let transfer = transfer?;
-        ensure!(transfer.bytes == bytes, "{} of {bytes} bytes arrived", transfer.bytes);
-        Ok(transfer)
+        ensure!(received == bytes, "{received} of {bytes} bytes arrived");
+        Ok(Transfer { bytes, elapsed: start.elapsed(), peer })
     })
+}
+
+fn send(stream: &mut TcpStream, pattern: &Pattern, bytes: u64) -> Result<()> {
+    let mut sent = 0;
+    while sent < bytes {
+        let len = usize::try_from(bytes - sent).map_or(Pattern::WINDOW, |left| left.min(Pattern::WINDOW));
+        stream.write_all(pattern.at(sent, len)).with_context(|| format!("cannot send after {sent} bytes"))?;
+        sent += len as u64;
+    }
+    stream.shutdown(Shutdown::Write).context("cannot end the transfer")
 }
 
 /// Reads to the end; fails at the first byte that differs.

@@ -1,0 +1,84 @@
+//! What an operator sees and does on a node.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result, ensure};
+use hypha_lab::{
+    Family, Lab, LabSpec, Protocol, Routing, Station, shell,
+    traffic::{exchange, tools},
+};
+use libtest_mimic::Trial;
+use serde_json::Value;
+
+use crate::support::scenario;
+
+/// All of this module.
+pub fn scenarios() -> Vec<Trial> {
+    vec![
+        scenario("operator::bpftool_shows_field_names", LabSpec::nodes(2, Routing::Native), field_names),
+        scenario("operator::cleanup_removes_every_trace", LabSpec::nodes(2, Routing::Tunnel), cleanup),
+    ]
+}
+
+/// Key and value fields that the stock bpftool must name.
+const FIELDS: [(&str, &[&str], &[&str]); 4] = [
+    ("endpoints", &["bytes"], &["ifindex", "mac", "flags", "id"]),
+    ("routes", &[], &["next_hop", "ifindex", "mtu", "kind"]),
+    (
+        "conntrack",
+        &["src", "dst", "src_port", "dst_port", "protocol"],
+        &["last_seen", "packets", "nat_address"],
+    ),
+    ("nat", &["src", "dst", "src_port", "dst_port", "protocol"], &["last_seen", "address", "port"]),
+];
+
+fn field_names(lab: &mut Lab) -> Result<()> {
+    let a = lab.node(0).add_pod("a")?;
+    exchange::exchange(&a, lab.world(), Family::V4, Protocol::Udp)?;
+    for (map, keys, values) in FIELDS {
+        let dump = tools::bpftool_dump(&lab.node(0).bpf_dir().join(map))?;
+        let entry =
+            dump[0]["formatted"].as_object().with_context(|| format!("{map} has no field names: {dump}"))?;
+        for (part, fields) in [("key", keys), ("value", values)] {
+            let shown = entry.get(part).unwrap_or(&Value::Null);
+            for field in fields {
+                ensure!(shown.get(field).is_some(), "{map}: no {part} field {field} in {shown}");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn count(dir: &Path) -> usize {
+    fs::read_dir(dir).map_or(0, Iterator::count)
+}
+
+fn cleanup(lab: &mut Lab) -> Result<()> {
+    let node = lab.node(0);
+    let [a, c] = [node.add_pod("a")?, lab.node(1).add_pod("c")?];
+    exchange::exchange(&a, &c, Family::V6, Protocol::Tcp)?;
+    ensure!(count(node.bpf_dir()) > 0, "nothing is pinned: the directory is not what this test believes");
+    node.stop_agent()?;
+    ensure!(count(node.bpf_dir()) > 0, "stopping the agent must leave the datapath in place");
+    node.hypha(&["cleanup"])?;
+
+    ensure!(count(node.bpf_dir()) == 0, "{} pins left", count(node.bpf_dir()));
+    ensure!(!node.conflist().exists(), "the CNI configuration is left");
+    let links = shell::ip(node.netns(), "-br link")?;
+    ensure!(
+        !links.contains("hypha_vxlan") && !links.lines().any(|line| line.starts_with("hy")),
+        "left: {links}"
+    );
+    for family in Family::BOTH {
+        let routes = shell::ip(node.netns(), &format!("{} route show table all proto 72", family.flag()))?;
+        ensure!(routes.is_empty(), "left: {routes}");
+    }
+    let programs = shell::text(node.netns().command("bpftool").args(["net", "show", "dev", "eth0"]))?;
+    ensure!(!programs.contains("from_uplink"), "still attached: {programs}");
+    ensure!(!node.run_dir().join("hypha.sock").exists(), "the socket is left");
+    // And all can begin anew.
+    node.start_agent()?;
+    let b = node.add_pod("b")?;
+    exchange::exchange(&b, &c, Family::V4, Protocol::Tcp)?;
+    Ok(())
+}

@@ -3,25 +3,43 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use hypha_lab::Family;
+use hypha_lab::{Family, Routing};
+use serde::Serialize;
 
 use crate::{compile, test::packages, workspace};
 
+mod cni;
+mod live;
 mod load;
 mod paths;
 mod plain;
+mod programs;
 mod report;
 
 use load::Test;
-use paths::{Group, Networks, Route};
+use paths::{Group, Hypha, Networks, Route};
 use report::Row;
+
+/// What can be measured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+enum Part {
+    /// Transactions and streams over every path, next to plain Linux.
+    Paths,
+    /// Nanoseconds per packet and program.
+    Programs,
+    /// CNI ADD and DEL, and the agent's memory.
+    Cni,
+}
 
 /// Options of `cargo xtask bench`.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Measure only this group of paths (repeatable).
+    /// Measure only this part (repeatable).
     #[arg(long, value_enum)]
-    only: Vec<Group>,
+    part: Vec<Part>,
+    /// Of the paths, measure only this group (repeatable).
+    #[arg(long, value_enum)]
+    group: Vec<Group>,
     /// How often every path is measured.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -39,6 +57,33 @@ pub struct Options {
     json: bool,
 }
 
+impl Options {
+    fn wants(&self, part: Part) -> bool {
+        (self.part.is_empty() || self.part.contains(&part)) && (part == Part::Paths || !self.baselines)
+    }
+
+    fn groups(&self) -> Vec<Group> {
+        if self.group.is_empty() { Group::ALL.to_vec() } else { self.group.clone() }
+    }
+
+    fn family(&self) -> Family {
+        if self.ipv6 { Family::V6 } else { Family::V4 }
+    }
+
+    fn duration(&self) -> Duration {
+        Duration::from_millis(self.milliseconds)
+    }
+}
+
+/// Everything that was measured.
+#[derive(Default, Serialize)]
+struct Report {
+    paths: Vec<Row>,
+    programs: Vec<programs::Cost>,
+    traffic: Vec<live::Live>,
+    cni: Option<cni::Report>,
+}
+
 /// Builds what is shipped, and measures it.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     ensure!(workspace::is_root(), "benchmarks make network namespaces: run them as root");
@@ -48,29 +93,44 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         // SAFETY: no other thread runs yet.
         unsafe { std::env::set_var("HYPHA_BIN_DIR", binaries) };
     }
-    let groups = if options.only.is_empty() { Group::ALL.to_vec() } else { options.only.clone() };
-    let networks = Networks::build(&groups, !options.baselines)?;
-    let family = if options.ipv6 { Family::V6 } else { Family::V4 };
-    let rows = measure(&networks.routes(&groups, family), options);
+    let report = measure(options)?;
     if options.json {
-        println!("{}", serde_json::to_string_pretty(&rows).context("writing JSON")?);
+        println!("{}", serde_json::to_string_pretty(&report).context("writing JSON")?);
     } else {
-        println!("{}", report::table_of(&rows));
+        print(&report);
     }
-    let failed = rows.iter().filter_map(|row| row.error.as_deref()).collect::<Vec<_>>();
+    let failed = report.paths.iter().filter_map(|row| row.error.as_deref()).collect::<Vec<_>>();
     ensure!(failed.is_empty(), "paths that carry no traffic:\n  {}", failed.join("\n  "));
     Ok(())
 }
 
+fn measure(options: &Options) -> anyhow::Result<Report> {
+    let mut report = Report::default();
+    if options.wants(Part::Paths) {
+        let groups = options.groups();
+        let networks = Networks::build(&groups, !options.baselines)?;
+        report.paths = measure_paths(&networks.routes(&groups, options.family()), options);
+    }
+    if options.wants(Part::Programs) {
+        eprintln!("programs: one packet at a time, then under traffic");
+        let (native, tunnel) = (Hypha::build(Routing::Native)?, Hypha::build(Routing::Tunnel)?);
+        report.programs = programs::measure(&native, &tunnel)?;
+        report.traffic = live::measure(&native, &tunnel, options.family(), options.duration())?;
+    }
+    if options.wants(Part::Cni) {
+        report.cni = Some(cni::measure()?);
+    }
+    Ok(report)
+}
+
 /// Measures every path once per round, one right after the other: what disturbs the machine disturbs all of them.
-fn measure(routes: &[Route<'_>], options: &Options) -> Vec<Row> {
-    let duration = Duration::from_millis(options.milliseconds);
+fn measure_paths(routes: &[Route<'_>], options: &Options) -> Vec<Row> {
     let mut rows: Vec<Row> = routes.iter().map(Row::new).collect();
     for round in 1..=options.rounds {
         eprintln!("round {round} of {}: {} paths", options.rounds, routes.len());
         for test in Test::ALL {
             for (route, row) in routes.iter().zip(&mut rows).filter(|(_, row)| row.error.is_none()) {
-                match load::run(test, route.client, route.server, route.address, duration) {
+                match load::run(test, route.client, route.server, route.address, options.duration()) {
                     Ok(rate) => row.rounds.entry(test).or_default().push(rate),
                     Err(error) => {
                         let error = format!("{:?}, {}: {error:#}", route.group, route.name);
@@ -83,4 +143,16 @@ fn measure(routes: &[Route<'_>], options: &Options) -> Vec<Row> {
     }
     report::summarise(&mut rows);
     rows
+}
+
+fn print(report: &Report) {
+    let tables = [
+        (!report.paths.is_empty()).then(|| report::table_of(&report.paths)),
+        (!report.programs.is_empty()).then(|| programs::table_of(&report.programs)),
+        (!report.traffic.is_empty()).then(|| live::table_of(&report.traffic)),
+        report.cni.as_ref().map(cni::Report::table),
+    ];
+    for table in tables.into_iter().flatten() {
+        println!("{table}\n");
+    }
 }

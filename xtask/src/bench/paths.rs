@@ -104,15 +104,25 @@ impl Networks {
 }
 
 /// Two nodes with agents and three pods. Pods before the lab: they go first.
-struct Hypha {
-    here: Pod,
-    neighbour: Pod,
-    there: Pod,
-    lab: Lab,
+pub struct Hypha {
+    /// On the first node.
+    pub here: Pod,
+    /// On the first node too.
+    pub neighbour: Pod,
+    /// On the second node.
+    pub there: Pod,
+    /// The nodes and what is around them.
+    pub lab: Lab,
 }
 
 impl Hypha {
-    fn build(routing: Routing) -> anyhow::Result<Self> {
+    /// Whether packets between the nodes are wrapped.
+    pub fn has_overlay(&self) -> bool {
+        self.lab.routing() == Routing::Tunnel
+    }
+
+    /// Builds it and waits until it serves.
+    pub fn build(routing: Routing) -> anyhow::Result<Self> {
         let build = || {
             let lab = LabSpec::nodes(2, routing).prefix("bench").build()?;
             for node in lab.nodes() {

@@ -10,10 +10,11 @@ use std::{io, mem};
 
 use anyhow::{Context as _, bail};
 use aya::maps::MapData;
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_prog_info, bpf_prog_type};
+use aya_obj::generated::{bpf_cmd, bpf_prog_info, bpf_prog_type};
 use aya_obj::{EbpfSectionKind, Function, Object, ProgramSection};
 use serde::Serialize;
 
+use crate::bpf::{bpf, no_attributes};
 use crate::table::table;
 
 /// `BPF_LOG_STATS` of the kernel: a few lines of totals instead of every step.
@@ -164,23 +165,6 @@ fn stack_depths(log: &str) -> Vec<u32> {
         let depths = depths.split_whitespace().next().unwrap_or_default();
         depths.split('+').filter_map(|depth| depth.parse().ok()).collect()
     })
-}
-
-fn no_attributes() -> bpf_attr {
-    // SAFETY: a union of structs of integers: all zeroes is a value of each.
-    unsafe { mem::zeroed() }
-}
-
-/// The system call.
-///
-/// # Safety
-///
-/// `attributes` must be what `command` expects, and every address in it valid for the lengths it says.
-unsafe fn bpf(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<i64> {
-    // SAFETY: the caller vouches for the attributes; their size is that of the union.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, command as u32, &raw mut *attributes, size_of::<bpf_attr>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 #[cfg(test)]

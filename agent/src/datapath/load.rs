@@ -1,0 +1,131 @@
+//! Loading the object, with the maps that an earlier agent has left.
+//!
+//! A pinned map is adopted when it is the map this agent expects: same kind, same sizes, and written by an agent with
+//! the same [`LAYOUT`]. Any other is unpinned and made anew. Attached programs keep the map they were loaded with, so
+//! traffic goes on by the old map until this agent has filled the new one and swaps the programs.
+
+use std::{fs, io, path::Path};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
+    maps::{Array, MapData, MapError, MapInfo},
+    programs::SchedClassifier,
+};
+use datapath_ebpf::{
+    Program,
+    maps::{LAYOUT, Node},
+};
+use tracing::{info, warn};
+
+use super::{DatapathError, links, object::OBJECT, tables::Tables};
+
+/// The maps that are pinned, by name. `scratch` is not: it holds nothing between packets.
+pub const MAPS: [&str; 8] =
+    ["endpoints", "routes", "uplinks", "node", "conntrack", "nat", "fragments", "counters"];
+
+/// The loaded programs, in the order of [`Program::ALL`].
+pub type Programs = Vec<(Program, SchedClassifier)>;
+
+/// Loads the object and adopts or makes the maps under `bpf_dir`.
+pub fn load(bpf_dir: &Path) -> Result<(Tables, Programs), DatapathError> {
+    if OBJECT.is_empty() {
+        return Err(DatapathError::NoObject);
+    }
+    links::create_directory(bpf_dir)?;
+    discard_foreign_pins(bpf_dir)?;
+    let mut ebpf = load_object(bpf_dir)?;
+    let tables = Tables::take(&mut ebpf)?;
+    Ok((tables, load_programs(ebpf, bpf_dir)?))
+}
+
+/// The object with its maps. A pinned map that the kernel describes differently from the object is discarded, once.
+fn load_object(bpf_dir: &Path) -> Result<Ebpf, DatapathError> {
+    let mut loader = EbpfLoader::new();
+    // Without a log the verifier runs faster; when it refuses a program aya asks again with one.
+    loader.verifier_log_level(VerifierLogLevel::DISABLE).default_map_pin_directory(bpf_dir);
+    for _ in MAPS {
+        match loader.load(OBJECT) {
+            Err(EbpfError::MapError(MapError::IncompatiblePinnedMap { name, property, expected, actual })) => {
+                warn!(map = name, property, expected, actual, "pinned map is another version's: made anew");
+                unpin(&bpf_dir.join(name))?;
+            }
+            loaded => return Ok(loaded?),
+        }
+    }
+    Ok(loader.load(OBJECT)?)
+}
+
+/// Loads every program and frees the parsed object.
+fn load_programs(mut ebpf: Ebpf, bpf_dir: &Path) -> Result<Programs, DatapathError> {
+    let mut programs = Vec::with_capacity(Program::ALL.len());
+    for &which in Program::ALL {
+        let name = which.name();
+        let program = ebpf.program_mut(name).ok_or(DatapathError::Missing { kind: "program", name })?;
+        let program: &mut SchedClassifier =
+            program.try_into().map_err(DatapathError::program(name, 0))?;
+        program.load().map_err(DatapathError::program(name, 0))?;
+        programs.push((which, taken_out(program, name, bpf_dir)?));
+    }
+    Ok(programs)
+}
+
+/// The program without the object it came from, which holds a megabyte of parsed ELF. A pin is aya's only way there.
+fn taken_out(
+    program: &mut SchedClassifier,
+    name: &'static str,
+    bpf_dir: &Path,
+) -> Result<SchedClassifier, DatapathError> {
+    let pin = bpf_dir.join(format!("loading_{name}"));
+    unpin(&pin)?;
+    program.pin(&pin).map_err(|source| DatapathError::Pin { path: pin.clone(), source })?;
+    let taken = SchedClassifier::from_pin(&pin).map_err(DatapathError::program(name, 0));
+    unpin(&pin)?;
+    taken
+}
+
+/// Removes pins under our maps' names that are no maps, or were written by an agent with other layouts.
+fn discard_foreign_pins(bpf_dir: &Path) -> Result<(), DatapathError> {
+    let another_layout = match pinned_layout(bpf_dir) {
+        Some(LAYOUT) | None => false,
+        Some(layout) => {
+            warn!(found = layout, expected = LAYOUT, "pinned maps have another version's layouts: made anew");
+            true
+        }
+    };
+    for map in MAPS {
+        let pin = bpf_dir.join(map);
+        if pin.exists() && (another_layout || MapInfo::from_pin(&pin).is_err()) {
+            info!(pin = %pin.display(), "discarding a pin that is not ours");
+            unpin(&pin)?;
+        }
+    }
+    Ok(())
+}
+
+/// The layout of the agent that filled the pinned maps; `None` when nobody has yet.
+fn pinned_layout(bpf_dir: &Path) -> Option<u32> {
+    let pin = bpf_dir.join("node");
+    if !pin.exists() {
+        return None;
+    }
+    let read = || -> Result<u32, MapError> {
+        let node: Array<MapData, Node> = Array::try_from(aya::maps::Map::Array(MapData::from_pin(&pin)?))?;
+        Ok(node.get(&0, 0)?.layout)
+    };
+    match read() {
+        Ok(0) => None,
+        Ok(layout) => Some(layout),
+        // A `node` that cannot be read as ours means that its neighbours were not written by us either.
+        Err(_) => Some(0),
+    }
+}
+
+fn unpin(pin: &Path) -> Result<(), DatapathError> {
+    let removed = if pin.is_dir() { fs::remove_dir_all(pin) } else { fs::remove_file(pin) };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(DatapathError::pins("removing", pin, error))
+        }
+        _ => Ok(()),
+    }
+}

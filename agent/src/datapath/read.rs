@@ -1,0 +1,171 @@
+//! Reading the pinned maps: what the operator's commands show, with or without an agent running.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::Path,
+};
+
+use aya::{
+    Pod,
+    maps::{HashMap, LpmTrie, Map, MapData, MapInfo, PerCpuArray},
+};
+use datapath_ebpf::{
+    DropReason, Forward, Ip, Program,
+    maps::{Counter, Endpoint, Flow, FlowKey, Reverse, Route},
+    outcome::counter_index,
+};
+use ipnet::IpNet;
+
+use super::{
+    DatapathError, batch,
+    garbage::{self, way_back},
+    load::MAPS,
+    tables::{entries, prefix_of_trie},
+};
+
+/// What one program has done with packets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CounterRow {
+    /// The program.
+    pub program: &'static str,
+    /// The outcome's name.
+    pub outcome: &'static str,
+    /// What it means.
+    pub description: &'static str,
+    /// Whether the outcome is a drop.
+    pub drop: bool,
+    /// Packets over all CPUs.
+    pub packets: u64,
+    /// Bytes over all CPUs.
+    pub bytes: u64,
+}
+
+/// A flow with both its halves.
+#[derive(Clone, Debug)]
+pub struct FlowRow {
+    /// The flow as its sender sees it.
+    pub key: FlowKey,
+    /// Its own direction.
+    pub flow: Flow,
+    /// The way back; `None` for a flow that is not translated.
+    pub reverse: Option<Reverse>,
+    /// How long it may be idle, in seconds.
+    pub timeout_seconds: u64,
+    /// How long it has been idle, in seconds.
+    pub idle_seconds: u64,
+}
+
+/// What the kernel says about one pinned map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapRow {
+    /// Its name, which is its pin's.
+    pub name: &'static str,
+    /// Its kind.
+    pub kind: String,
+    /// The kernel's number for it.
+    pub id: u32,
+    /// Bytes per key.
+    pub key_size: u32,
+    /// Bytes per value.
+    pub value_size: u32,
+    /// Entries it can hold.
+    pub max_entries: u32,
+}
+
+/// Every counter that is not zero, in the order of programs and outcomes.
+pub fn counters(bpf_dir: &Path) -> Result<Vec<CounterRow>, DatapathError> {
+    let failed = DatapathError::map("counters");
+    let map: PerCpuArray<MapData, Counter> =
+        PerCpuArray::try_from(Map::PerCpuArray(pinned(bpf_dir, "counters")?)).map_err(&failed)?;
+    let forwards = Forward::ALL.iter().map(|&f| (f as u8, f.name(), f.description(), false));
+    let drops = DropReason::ALL.iter().map(|&d| (d as u8, d.name(), d.description(), true));
+    let outcomes: Vec<_> = forwards.chain(drops).collect();
+    let mut rows = Vec::new();
+    for &program in Program::ALL {
+        for &(number, outcome, description, drop) in &outcomes {
+            let values = map.get(&counter_index(program, number), 0).map_err(&failed)?;
+            let packets = values.iter().map(|counter| counter.packets).sum();
+            let bytes = values.iter().map(|counter| counter.bytes).sum();
+            rows.push(CounterRow { program: program.name(), outcome, description, drop, packets, bytes });
+        }
+    }
+    rows.retain(|row| row.packets != 0);
+    Ok(rows)
+}
+
+/// `endpoints`, sorted by address.
+pub fn endpoints(bpf_dir: &Path) -> Result<BTreeMap<IpAddr, Endpoint>, DatapathError> {
+    let map: HashMap<MapData, Ip, Endpoint> =
+        HashMap::try_from(Map::HashMap(pinned(bpf_dir, "endpoints")?))
+            .map_err(DatapathError::map("endpoints"))?;
+    let entries = entries("endpoints", map.iter())?;
+    Ok(entries.into_iter().map(|(ip, endpoint)| (ip.into(), endpoint)).collect())
+}
+
+/// `routes`, sorted by prefix.
+pub fn routes(bpf_dir: &Path) -> Result<BTreeMap<IpNet, Route>, DatapathError> {
+    let failed = DatapathError::map("routes");
+    let map: LpmTrie<MapData, Ip, Route> =
+        LpmTrie::try_from(Map::LpmTrie(pinned(bpf_dir, "routes")?)).map_err(&failed)?;
+    let mut routes = BTreeMap::new();
+    for entry in map.iter() {
+        let (key, route) = entry.map_err(&failed)?;
+        if let Some(prefix) = prefix_of_trie(key.prefix_len(), key.data()) {
+            routes.insert(prefix, route);
+        }
+    }
+    Ok(routes)
+}
+
+/// `conntrack` joined with `nat`, sorted by flow.
+pub fn flows(bpf_dir: &Path) -> Result<Vec<FlowRow>, DatapathError> {
+    let mut backs: BTreeMap<FlowKey, Reverse> = hash_entries(bpf_dir, "nat")?.into_iter().collect();
+    let mut flows: Vec<(FlowKey, Flow)> = hash_entries(bpf_dir, "conntrack")?;
+    flows.sort_by_key(|(key, _)| *key);
+    let now = garbage::now();
+    let row = |(key, flow): (FlowKey, Flow)| {
+        let reverse = backs.remove(&way_back(&key, &flow));
+        let last_seen = reverse.map_or(0, |reverse| reverse.last_seen).max(flow.last_seen);
+        FlowRow {
+            key,
+            flow,
+            reverse,
+            timeout_seconds: garbage::timeout(key.protocol, &flow, reverse.as_ref()).as_secs(),
+            idle_seconds: garbage::idle(last_seen, now).as_secs(),
+        }
+    };
+    Ok(flows.into_iter().map(row).collect())
+}
+
+/// `nat` as it is, sorted.
+pub fn nat(bpf_dir: &Path) -> Result<Vec<(FlowKey, Reverse)>, DatapathError> {
+    let mut entries: Vec<(FlowKey, Reverse)> = hash_entries(bpf_dir, "nat")?;
+    entries.sort_by_key(|(key, _)| *key);
+    Ok(entries)
+}
+
+/// What the kernel says about every pinned map.
+pub fn maps(bpf_dir: &Path) -> Result<Vec<MapRow>, DatapathError> {
+    let row = |name: &'static str| {
+        let failed = DatapathError::map(name);
+        let info = MapInfo::from_pin(bpf_dir.join(name)).map_err(&failed)?;
+        Ok(MapRow {
+            name,
+            kind: format!("{:?}", info.map_type().map_err(&failed)?),
+            id: info.id(),
+            key_size: info.key_size(),
+            value_size: info.value_size(),
+            max_entries: info.max_entries(),
+        })
+    };
+    MAPS.into_iter().map(row).collect()
+}
+
+fn hash_entries<K: Pod, V: Pod>(bpf_dir: &Path, name: &'static str) -> Result<Vec<(K, V)>, DatapathError> {
+    batch::read(name, &pinned(bpf_dir, name)?)
+}
+
+fn pinned(bpf_dir: &Path, name: &'static str) -> Result<MapData, DatapathError> {
+    MapData::from_pin(bpf_dir.join(name)).map_err(DatapathError::map(name))
+}

@@ -24,7 +24,13 @@ impl Ip {
     /// An IPv4 address from its four bytes in network order.
     #[inline(always)]
     pub const fn from_v4(v4: [u8; 4]) -> Self {
-        Self { bytes: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3]] }
+        Self::from_v4_word(u32::from_ne_bytes(v4))
+    }
+
+    /// An IPv4 address from its four bytes as they lie in a packet.
+    #[inline(always)]
+    pub const fn from_v4_word(v4: u32) -> Self {
+        Self::from_words([0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff]), v4])
     }
 
     /// An IPv6 address from its sixteen bytes in network order.
@@ -33,33 +39,40 @@ impl Ip {
         Self { bytes: v6 }
     }
 
+    /// An address from its sixteen bytes as they lie in a packet.
+    #[inline(always)]
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        // Through bytes one by one, the BPF back end would take the address apart and put it together again.
+        // SAFETY: both are sixteen bytes of which every bit pattern is valid.
+        Self { bytes: unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(words) } }
+    }
+
+    /// The sixteen bytes as they lie in a packet.
+    #[inline(always)]
+    pub const fn words(&self) -> [u32; 4] {
+        // SAFETY: both are sixteen bytes of which every bit pattern is valid.
+        unsafe { core::mem::transmute::<[u8; 16], [u32; 4]>(self.bytes) }
+    }
+
     /// The four bytes of the IPv4 address; meaningless when [`Self::is_v4`] is false.
     #[inline(always)]
     pub const fn v4(&self) -> [u8; 4] {
-        [self.bytes[12], self.bytes[13], self.bytes[14], self.bytes[15]]
+        self.words()[3].to_ne_bytes()
     }
 
     /// Whether this is an IPv4 address.
     #[inline(always)]
     pub const fn is_v4(&self) -> bool {
-        let b = &self.bytes;
-        u64::from_ne_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) == 0
-            && u32::from_ne_bytes([b[8], b[9], b[10], b[11]]) == u32::from_ne_bytes([0, 0, 0xff, 0xff])
+        let [a, b, c, _] = self.words();
+        a | b == 0 && c == u32::from_ne_bytes([0, 0, 0xff, 0xff])
     }
 
     /// Whether this is `::`, that is: no address.
     #[inline(always)]
     pub const fn is_unspecified(&self) -> bool {
-        u128_is_zero(&self.bytes)
+        let [a, b, c, d] = self.words();
+        a | b | c | d == 0
     }
-}
-
-/// Zero test without `u128`, which the BPF target has no arithmetic for.
-#[inline(always)]
-const fn u128_is_zero(b: &[u8; 16]) -> bool {
-    let high = u64::from_ne_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]);
-    let low = u64::from_ne_bytes([b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]]);
-    high | low == 0
 }
 
 /// An Ethernet address.

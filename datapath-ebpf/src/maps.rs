@@ -35,7 +35,10 @@ pub const COUNTERS_MAX: usize = crate::outcome::COUNTERS;
 
 /// `endpoints`: address -> where it is. Read by every program, written by the agent.
 #[repr(C)]
-#[cfg_attr(not(target_arch = "bpf"), derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
+#[cfg_attr(
+    not(target_arch = "bpf"),
+    derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Endpoint {
     /// The host end of the pod's veth, as the node numbers it; 0 for the node itself.
@@ -71,7 +74,10 @@ pub enum RouteKind {
 
 /// `routes`: value of the longest-prefix match on a destination that is not an endpoint.
 #[repr(C)]
-#[cfg_attr(not(target_arch = "bpf"), derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
+#[cfg_attr(
+    not(target_arch = "bpf"),
+    derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Route {
     /// The next hop or the tunnel's far end; `::` where the kind has none.
@@ -90,7 +96,10 @@ pod!(Route);
 /// `uplinks`: ifindex -> what to masquerade with. What leaves through a device that is not in this map takes the host's
 /// stack and is never masqueraded.
 #[repr(C)]
-#[cfg_attr(not(target_arch = "bpf"), derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
+#[cfg_attr(
+    not(target_arch = "bpf"),
+    derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Uplink {
     /// The IPv6 source address for masqueraded packets, or `::` for none.
@@ -111,7 +120,10 @@ impl Uplink {
 
 /// `node`: the single entry of facts about this node that may change while the programs are loaded.
 #[repr(C)]
-#[cfg_attr(not(target_arch = "bpf"), derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
+#[cfg_attr(
+    not(target_arch = "bpf"),
+    derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Node {
     /// The source of ICMP errors (IPv4, mapped), or `::` for none.
@@ -127,7 +139,10 @@ pod!(Node);
 
 /// `conntrack` and `nat`: one direction of a flow. For ICMP echo both ports hold the identifier.
 #[repr(C)]
-#[cfg_attr(not(target_arch = "bpf"), derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
+#[cfg_attr(
+    not(target_arch = "bpf"),
+    derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FlowKey {
     /// Source address.
@@ -163,7 +178,10 @@ impl FlowKey {
 /// `conntrack`: a flow as the pod (or the host) sends it: key is (pod, remote, ports). Written only by packets in that
 /// direction, so no two CPUs race on a field that matters.
 #[repr(C)]
-#[cfg_attr(not(target_arch = "bpf"), derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
+#[cfg_attr(
+    not(target_arch = "bpf"),
+    derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Flow {
     /// `bpf_ktime_get_ns` when the entry was made.
@@ -197,7 +215,10 @@ impl Flow {
 /// `nat`: the way back: key is (remote, masquerade address, ports), value where the reply goes. Inserting it is the
 /// atomic claim of the masquerade port. Updated only by packets in that direction.
 #[repr(C)]
-#[cfg_attr(not(target_arch = "bpf"), derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
+#[cfg_attr(
+    not(target_arch = "bpf"),
+    derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Reverse {
     /// `bpf_ktime_get_ns` of the last packet in this direction; when the claim was made, before the first.
@@ -221,7 +242,10 @@ pod!(Reverse);
 
 /// `fragments`: key of a fragmented datagram that masquerade has seen the first fragment of.
 #[repr(C)]
-#[cfg_attr(not(target_arch = "bpf"), derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
+#[cfg_attr(
+    not(target_arch = "bpf"),
+    derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FragmentKey {
     /// Source address before translation.
@@ -239,7 +263,10 @@ pod!(FragmentKey);
 
 /// `fragments`: what the later fragments' address is replaced with.
 #[repr(C)]
-#[cfg_attr(not(target_arch = "bpf"), derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
+#[cfg_attr(
+    not(target_arch = "bpf"),
+    derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Fragment {
     /// The translated address: source on the way out, destination on the way in.
@@ -249,7 +276,10 @@ pod!(Fragment);
 
 /// `counters`: one per (program, outcome), per CPU. Index: [`crate::outcome::counter_index`].
 #[repr(C)]
-#[cfg_attr(not(target_arch = "bpf"), derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
+#[cfg_attr(
+    not(target_arch = "bpf"),
+    derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counter {
     /// Packets (segments not yet split count once).

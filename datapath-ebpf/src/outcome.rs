@@ -161,8 +161,10 @@ impl Program {
     }
 }
 
-const _: () = assert!(Forward::ALL.len() <= FIRST_DROP as usize, "ways forward must stay below the drop reasons");
-const _: () = assert!(FIRST_DROP as usize + DropReason::ALL.len() <= OUTCOMES, "outcomes must fit their slots");
+const _: () =
+    assert!(Forward::ALL.len() <= FIRST_DROP as usize, "ways forward must stay below the drop reasons");
+const _: () =
+    assert!(FIRST_DROP as usize + DropReason::ALL.len() <= OUTCOMES, "outcomes must fit their slots");
 
 #[cfg(test)]
 mod tests {

@@ -161,12 +161,12 @@ impl Family for V4 {
 
     #[inline(always)]
     fn src(header: &Ipv4) -> Ip {
-        Ip::from_v4(header.src.to_ne_bytes())
+        Ip::from_v4_word(header.src)
     }
 
     #[inline(always)]
     fn dst(header: &Ipv4) -> Ip {
-        Ip::from_v4(header.dst.to_ne_bytes())
+        Ip::from_v4_word(header.dst)
     }
 
     #[inline(always)]
@@ -194,14 +194,14 @@ impl Family for V4 {
 
     #[inline(always)]
     fn set_src(header: &mut Ipv4, to: &Ip) {
-        let to = u32::from_ne_bytes(to.v4());
+        let to = to.words()[3];
         header.checksum = replace32(header.checksum, header.src, to);
         header.src = to;
     }
 
     #[inline(always)]
     fn set_dst(header: &mut Ipv4, to: &Ip) {
-        let to = u32::from_ne_bytes(to.v4());
+        let to = to.words()[3];
         header.checksum = replace32(header.checksum, header.dst, to);
         header.dst = to;
     }
@@ -212,28 +212,6 @@ impl Family for V4 {
         let [a, b, c, d] = ip.v4();
         a >= 224 || a == 0 || a == 127 || (a == 169 && b == 254 && c == 1 && d == 1)
     }
-}
-
-/// The words of an address, as they lie in a packet.
-#[inline(always)]
-pub const fn words(ip: &Ip) -> [u32; 4] {
-    let b = &ip.bytes;
-    [
-        u32::from_ne_bytes([b[0], b[1], b[2], b[3]]),
-        u32::from_ne_bytes([b[4], b[5], b[6], b[7]]),
-        u32::from_ne_bytes([b[8], b[9], b[10], b[11]]),
-        u32::from_ne_bytes([b[12], b[13], b[14], b[15]]),
-    ]
-}
-
-/// An address from its words, as they lie in a packet.
-#[inline(always)]
-pub const fn from_words(words: &[u32; 4]) -> Ip {
-    let (a, b, c, d) =
-        (words[0].to_ne_bytes(), words[1].to_ne_bytes(), words[2].to_ne_bytes(), words[3].to_ne_bytes());
-    Ip::from_v6([
-        a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3],
-    ])
 }
 
 impl Family for V6 {
@@ -250,12 +228,12 @@ impl Family for V6 {
 
     #[inline(always)]
     fn src(header: &Ipv6) -> Ip {
-        from_words(&header.src)
+        Ip::from_words(header.src)
     }
 
     #[inline(always)]
     fn dst(header: &Ipv6) -> Ip {
-        from_words(&header.dst)
+        Ip::from_words(header.dst)
     }
 
     #[inline(always)]
@@ -280,12 +258,12 @@ impl Family for V6 {
 
     #[inline(always)]
     fn set_src(header: &mut Ipv6, to: &Ip) {
-        header.src = words(to);
+        header.src = to.words();
     }
 
     #[inline(always)]
     fn set_dst(header: &mut Ipv6, to: &Ip) {
-        header.dst = words(to);
+        header.dst = to.words();
     }
 
     #[inline(always)]
@@ -300,9 +278,12 @@ impl Family for V6 {
 /// The sum to add to a checksum when one address replaces another in the pseudo header: one's complement, unfolded.
 #[inline(always)]
 pub fn address_difference<F: Family>(old: &Ip, new: &Ip) -> u32 {
-    let (old, new) = (words(old), words(new));
+    let (old, new) = (old.words(), new.words());
     if F::V4 {
-        return u32::from(checksum::fold(checksum::add_words(0, halves(!old[3]).into_iter().chain(halves(new[3])))));
+        return u32::from(checksum::fold(checksum::add_words(
+            0,
+            halves(!old[3]).into_iter().chain(halves(new[3])),
+        )));
     }
     let mut sum = 0;
     for at in 0..4 {
@@ -366,7 +347,7 @@ mod tests {
         #[test]
         fn an_address_difference_turns_the_old_sum_into_the_new_one(old: [u8; 16], new: [u8; 16], rest: u16) {
             let (old, new) = (Ip::from_v6(old), Ip::from_v6(new));
-            let sum = |ip: &Ip| checksum::add_words(u32::from(rest), words(ip).into_iter().flat_map(halves));
+            let sum = |ip: &Ip| checksum::add_words(u32::from(rest), ip.words().into_iter().flat_map(halves));
             let expected = checksum::fold(sum(&new));
             let actual = checksum::fold(u32::from(checksum::fold(sum(&old))) + address_difference::<V6>(&old, &new));
             prop_assert!(same(expected, actual));
@@ -376,11 +357,15 @@ mod tests {
     #[test]
     fn what_is_never_forwarded() {
         let v4 = |a: [u8; 4]| V4::is_link_local(&Ip::from_v4(a));
-        assert!(v4([224, 0, 0, 251]) && v4([255; 4]) && v4([169, 254, 1, 1]) && v4([127, 0, 0, 1]) && v4([0; 4]));
+        assert!(
+            v4([224, 0, 0, 251]) && v4([255; 4]) && v4([169, 254, 1, 1]) && v4([127, 0, 0, 1]) && v4([0; 4])
+        );
         assert!(!v4([169, 254, 169, 254]), "cloud metadata");
         assert!(!v4([10, 0, 0, 1]) && !v4([223, 255, 255, 255]));
         let v6 = |text: &str| V6::is_link_local(&Ip::from(text.parse::<std::net::Ipv6Addr>().unwrap()));
-        assert!(v6("ff02::2") && v6("fe80::1") && v6("febf::1") && v6("::") && v6("::1") && v6("::ffff:1.2.3.4"));
+        assert!(
+            v6("ff02::2") && v6("fe80::1") && v6("febf::1") && v6("::") && v6("::1") && v6("::ffff:1.2.3.4")
+        );
         assert!(!v6("fd00::1") && !v6("2001:db8::1") && !v6("fec0::1") && !v6("64:ff9b::1"));
     }
 }

@@ -106,7 +106,8 @@ impl Attachments {
         Ok(())
     }
 
-    fn program(&mut self, which: Program) -> Result<&mut SchedClassifier, DatapathError> {
+    /// One of the loaded programs.
+    pub fn program(&mut self, which: Program) -> Result<&mut SchedClassifier, DatapathError> {
         let missing = DatapathError::Missing { kind: "program", name: which.name() };
         self.programs.iter_mut().find(|(program, _)| *program == which).map(|(_, p)| p).ok_or(missing)
     }
@@ -151,7 +152,8 @@ impl Attachments {
         let failed = DatapathError::program(which.name(), ifindex);
         let program = self.program(which)?;
         let order = LinkOrder::default();
-        let id = program.attach(ifindex, TcAttach::Tcx { attach_type: hook(which), order }).map_err(&failed)?;
+        let id =
+            program.attach(ifindex, TcAttach::Tcx { attach_type: hook(which), order }).map_err(&failed)?;
         let link = program.take_link(id).map_err(&failed)?;
         FdLink::try_from(link).map_err(|error| failed(error.into()))
     }

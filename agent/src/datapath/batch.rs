@@ -1,7 +1,10 @@
 //! Reading whole hash maps by batches: aya has no batch operations, and one system call an entry is too slow for maps
 //! with hundreds of thousands of flows.
 
-use std::{io, mem, os::fd::AsRawFd as _};
+use std::{
+    io, mem,
+    os::fd::{AsFd as _, AsRawFd as _},
+};
 
 use aya::{Pod, maps::MapData};
 use aya_obj::generated::{bpf_attr, bpf_cmd};

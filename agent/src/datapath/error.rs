@@ -11,7 +11,9 @@ use aya::{EbpfError, maps::MapError, pin::PinError, programs::ProgramError};
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
     /// The binary was built without its programs.
-    #[error("this binary has no eBPF programs in it (it was built with HYPHA_SKIP_EBPF=1): build it again without")]
+    #[error(
+        "this binary has no eBPF programs in it (it was built with HYPHA_SKIP_EBPF=1): build it again without"
+    )]
     NoObject,
     /// The kernel or the object refused to be loaded.
     #[error("loading the eBPF object: {0}; `hypha doctor` shows what the kernel lacks")]
@@ -92,7 +94,9 @@ fn on(ifindex: u32) -> String {
 
 fn full_hint(error: &MapError) -> &'static str {
     match error {
-        MapError::SyscallError(call) if call.io_error.raw_os_error() == Some(libc::E2BIG) => " (the map is full)",
+        MapError::SyscallError(call) if call.io_error.raw_os_error() == Some(libc::E2BIG) => {
+            " (the map is full)"
+        }
         _ => "",
     }
 }

@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use aya::maps::IterableMap as _;
 use datapath_ebpf::{
     Ip,
     maps::{Flow, FlowKey, Reverse},
@@ -85,8 +86,7 @@ fn flow_of(key: &FlowKey, reverse: &Reverse) -> FlowKey {
 /// Removes what has ended, at the kernel's time now.
 pub fn collect(tables: &mut Tables, leaving: &BTreeSet<Ip>) -> Result<GarbageStats, DatapathError> {
     let flows: Vec<(FlowKey, Flow)> = batch::read("conntrack", tables.conntrack.map())?;
-    let backs: BTreeMap<FlowKey, Reverse> =
-        batch::read("nat", tables.nat.map())?.into_iter().collect();
+    let backs: BTreeMap<FlowKey, Reverse> = batch::read("nat", tables.nat.map())?.into_iter().collect();
     let now = now();
     let mut stats = GarbageStats { seen: flows.len(), removed: 0 };
     for (key, flow) in &flows {

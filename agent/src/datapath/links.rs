@@ -5,10 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::programs::{
-    LinkError,
-    links::{FdLink, PinnedLink},
-};
+use aya::programs::links::{FdLink, PinnedLink};
 use datapath_ebpf::Program;
 
 use super::DatapathError;
@@ -46,8 +43,7 @@ fn parse(name: &str) -> Option<(Program, u32)> {
 
 /// The link an earlier agent has pinned; `None` when there is no pin or it is no link.
 pub fn open(pin: &Path) -> Option<FdLink> {
-    let opened: Result<PinnedLink, LinkError> = PinnedLink::from_pin(pin);
-    opened.ok().map(FdLink::from)
+    PinnedLink::from_pin(pin).ok().map(FdLink::from)
 }
 
 /// Pins a link, replacing whatever is at the path, and gives it back: holding it too keeps the program attached when

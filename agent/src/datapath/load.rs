@@ -41,11 +41,18 @@ pub fn load(bpf_dir: &Path) -> Result<(Tables, Programs), DatapathError> {
 /// The object with its maps. A pinned map that the kernel describes differently from the object is discarded, once.
 fn load_object(bpf_dir: &Path) -> Result<Ebpf, DatapathError> {
     let mut loader = EbpfLoader::new();
-    // Without a log the verifier runs faster; when it refuses a program aya asks again with one.
-    loader.verifier_log_level(VerifierLogLevel::DISABLE).default_map_pin_directory(bpf_dir);
+    // The level is for the second attempt: aya asks for a log only when the verifier refuses a program.
+    loader
+        .verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS)
+        .default_map_pin_directory(bpf_dir);
     for _ in MAPS {
         match loader.load(OBJECT) {
-            Err(EbpfError::MapError(MapError::IncompatiblePinnedMap { name, property, expected, actual })) => {
+            Err(EbpfError::MapError(MapError::IncompatiblePinnedMap {
+                name,
+                property,
+                expected,
+                actual,
+            })) => {
                 warn!(map = name, property, expected, actual, "pinned map is another version's: made anew");
                 unpin(&bpf_dir.join(name))?;
             }
@@ -61,8 +68,7 @@ fn load_programs(mut ebpf: Ebpf, bpf_dir: &Path) -> Result<Programs, DatapathErr
     for &which in Program::ALL {
         let name = which.name();
         let program = ebpf.program_mut(name).ok_or(DatapathError::Missing { kind: "program", name })?;
-        let program: &mut SchedClassifier =
-            program.try_into().map_err(DatapathError::program(name, 0))?;
+        let program: &mut SchedClassifier = program.try_into().map_err(DatapathError::program(name, 0))?;
         program.load().map_err(DatapathError::program(name, 0))?;
         programs.push((which, taken_out(program, name, bpf_dir)?));
     }

@@ -13,11 +13,12 @@ mod attach;
 mod batch;
 mod error;
 mod garbage;
-mod load;
 mod links;
+mod load;
 mod object;
 pub mod read;
 mod tables;
+pub mod test_run;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,10 +26,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use datapath_ebpf::{Ip, maps::Endpoint};
+use datapath_ebpf::{Ip, Program, maps::Endpoint};
 
+use self::{
+    attach::Attachments,
+    tables::Tables,
+    test_run::{Packet, Ran},
+};
 pub use self::{attach::Role, error::DatapathError, garbage::GarbageStats};
-use self::{attach::Attachments, tables::Tables};
 use crate::core::Desired;
 
 /// What one call changed.
@@ -58,7 +63,6 @@ impl std::ops::AddAssign for Changes {
 }
 
 /// The programs and maps of one node. Every method blocks for a few system calls.
-#[derive(Debug)]
 pub struct Datapath {
     bpf_dir: PathBuf,
     tables: Tables,
@@ -115,6 +119,11 @@ impl Datapath {
         links::create_directory(&self.bpf_dir)?;
         self.tables.repin(&self.bpf_dir)?;
         self.attachments.repin()
+    }
+
+    /// Runs one program on one packet without a device: for tests, benchmarks and explanations.
+    pub fn test_run(&mut self, program: Program, packet: &Packet<'_>) -> Result<Ran, DatapathError> {
+        test_run::run(self.attachments.program(program)?, program, packet)
     }
 
     /// Removes flows that have ended, and those of addresses that were withdrawn.

@@ -1,10 +1,6 @@
 //! Reading the pinned maps: what the operator's commands show, with or without an agent running.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    path::Path,
-};
+use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
 use aya::{
     Pod,
@@ -96,9 +92,8 @@ pub fn counters(bpf_dir: &Path) -> Result<Vec<CounterRow>, DatapathError> {
 
 /// `endpoints`, sorted by address.
 pub fn endpoints(bpf_dir: &Path) -> Result<BTreeMap<IpAddr, Endpoint>, DatapathError> {
-    let map: HashMap<MapData, Ip, Endpoint> =
-        HashMap::try_from(Map::HashMap(pinned(bpf_dir, "endpoints")?))
-            .map_err(DatapathError::map("endpoints"))?;
+    let map: HashMap<MapData, Ip, Endpoint> = HashMap::try_from(Map::HashMap(pinned(bpf_dir, "endpoints")?))
+        .map_err(DatapathError::map("endpoints"))?;
     let entries = entries("endpoints", map.iter())?;
     Ok(entries.into_iter().map(|(ip, endpoint)| (ip.into(), endpoint)).collect())
 }

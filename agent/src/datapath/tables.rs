@@ -1,10 +1,6 @@
 //! The maps from user space: typed handles, and making them equal to the desired state.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    path::Path,
-};
+use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
 use aya::{
     Ebpf, Pod,
@@ -20,7 +16,6 @@ use super::{Changes, DatapathError, links, load::MAPS};
 use crate::core::Desired;
 
 /// Handles on the maps of one node.
-#[derive(Debug)]
 pub struct Tables {
     endpoints: HashMap<MapData, Ip, Endpoint>,
     routes: LpmTrie<MapData, Ip, Route>,
@@ -114,7 +109,8 @@ impl Tables {
     fn apply_routes(&mut self, desired: &BTreeMap<IpNet, Route>) -> Result<Changes, DatapathError> {
         let failed = DatapathError::map("routes");
         let present = self.present_routes()?;
-        let desired: BTreeMap<_, _> = desired.iter().map(|(prefix, route)| (trie_prefix(prefix), route)).collect();
+        let desired: BTreeMap<_, _> =
+            desired.iter().map(|(prefix, route)| (trie_prefix(prefix), route)).collect();
         let mut changes = Changes::default();
         for (&(length, ip), &route) in &desired {
             let Some(change) = difference(present.get(&(length, ip)), route) else { continue };
@@ -226,13 +222,18 @@ mod tests {
 
     #[test]
     fn prefixes_survive_the_trie_in_both_families() {
-        for text in ["0.0.0.0/0", "10.244.1.0/24", "192.0.2.1/32", "::/0", "fd00:10:244::/64", "fd00::1/128"] {
+        for text in ["0.0.0.0/0", "10.244.1.0/24", "192.0.2.1/32", "::/0", "fd00:10:244::/64", "fd00::1/128"]
+        {
             let prefix: IpNet = text.parse().unwrap();
             let (length, ip) = trie_prefix(&prefix);
             assert_eq!(length, u32::from(prefix.prefix_len()) + if prefix.addr().is_ipv4() { 96 } else { 0 });
             assert_eq!(prefix_of_trie(length, ip), Some(prefix), "{text}");
         }
-        assert_eq!(prefix_of_trie(8, Ip::from_v4([10, 0, 0, 0])), None, "an IPv4 address with an IPv6 length");
+        assert_eq!(
+            prefix_of_trie(8, Ip::from_v4([10, 0, 0, 0])),
+            None,
+            "an IPv4 address with an IPv6 length"
+        );
     }
 
     #[test]

@@ -12,7 +12,7 @@ use aya_ebpf::{
 use datapath_ebpf::{
     DropReason, Ip, Port,
     maps::{FlowKey, MASQUERADE_PORT_FIRST, MASQUERADE_PORTS, Reverse},
-    packet::{self, words},
+    packet::{self},
 };
 
 use super::{scratch::Scratch, skb::Skb, tables::NAT};
@@ -74,13 +74,14 @@ extern "C" fn attempt(index: u64, state: *mut c_void) -> u64 {
     if !choose_candidate(scratch, search.start, index as u32) || is_host_socket(search.skb, &scratch.back) {
         return 0;
     }
+    // Constants are returned: the verifier would not believe a computed value to be 0 or 1.
     match NAT.insert(&scratch.back, &scratch.reverse, BPF_NOEXIST as u64) {
-        Ok(()) => search.found = true,
         // Ours already, left by a start that was cut short between its two halves.
-        Err(EEXIST) => search.found = is_own(scratch),
+        Err(EEXIST) if !is_own(scratch) => return 0,
+        Ok(()) | Err(EEXIST) => search.found = true,
         Err(_) => search.full = true,
     }
-    (search.found || search.full) as u64
+    1
 }
 
 /// Puts the candidate of this round into the way back; false when the flow's own port is outside the range.
@@ -109,20 +110,17 @@ fn is_own(scratch: &Scratch) -> bool {
 /// Whether a socket of the host, connected or listening, would get the replies to the candidate.
 #[inline(always)]
 fn is_host_socket(skb: Skb, key: &FlowKey) -> bool {
-    let (src_port, dst_port) = (u16::from_ne_bytes(key.src_port.bytes), u16::from_ne_bytes(key.dst_port.bytes));
+    let (src_port, dst_port) =
+        (u16::from_ne_bytes(key.src_port.bytes), u16::from_ne_bytes(key.dst_port.bytes));
     // SAFETY: all-zero is a valid value of this plain C union.
     let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
     if key.src.is_v4() {
-        tuple.__bindgen_anon_1.ipv4 = Tuple4 {
-            saddr: u32::from_ne_bytes(key.src.v4()),
-            daddr: u32::from_ne_bytes(key.dst.v4()),
-            sport: src_port,
-            dport: dst_port,
-        };
+        tuple.__bindgen_anon_1.ipv4 =
+            Tuple4 { saddr: key.src.words()[3], daddr: key.dst.words()[3], sport: src_port, dport: dst_port };
         has_socket(skb, key.protocol, &mut tuple, size_of::<Tuple4>() as u32)
     } else {
         tuple.__bindgen_anon_1.ipv6 =
-            Tuple6 { saddr: words(&key.src), daddr: words(&key.dst), sport: src_port, dport: dst_port };
+            Tuple6 { saddr: key.src.words(), daddr: key.dst.words(), sport: src_port, dport: dst_port };
         has_socket(skb, key.protocol, &mut tuple, size_of::<Tuple6>() as u32)
     }
 }

@@ -10,7 +10,7 @@ use aya_ebpf::{
 use datapath_ebpf::{
     DropReason, Forward, Ip,
     maps::{OVERLAY_VNI, Route},
-    packet::{self, ETHERNET_LEN, Family, V4, V6, from_words, words},
+    packet::{self, ETHERNET_LEN, Family, V4, V6},
 };
 
 use super::{Verdict, icmp_error, masquerade, skb::Skb, tables::find_uplink};
@@ -62,13 +62,14 @@ pub fn to_world<F: Family>(skb: Skb, header: &F::Header, masquerade: Masquerade)
         Hop::Onward => {}
     }
     let address = if F::V4 { uplink.masquerade_v4 } else { uplink.masquerade_v6 };
-    let forward = if masquerade == Masquerade::No || uplink.flags & datapath_ebpf::maps::Uplink::MASQUERADE == 0 {
-        Forward::World
-    } else if address.is_unspecified() {
-        return Err(DropReason::NoMasqueradeAddress);
-    } else {
-        masquerade::pod::<F>(skb, header, &address)?
-    };
+    let forward =
+        if masquerade == Masquerade::No || uplink.flags & datapath_ebpf::maps::Uplink::MASQUERADE == 0 {
+            Forward::World
+        } else if address.is_unspecified() {
+            return Err(DropReason::NoMasqueradeAddress);
+        } else {
+            masquerade::pod::<F>(skb, header, &address)?
+        };
     skb.decrement_ttl::<F>(header)?;
     send(skb, ifindex, &next_hop);
     Ok(forward)
@@ -127,11 +128,11 @@ fn find_way<F: Family>(skb: Skb, header: &F::Header) -> Option<(u32, Ip)> {
     params.ifindex = skb.ifindex();
     let (src, dst) = (F::src(header), F::dst(header));
     if F::V4 {
-        params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(src.v4());
-        params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(dst.v4());
+        params.__bindgen_anon_3.ipv4_src = src.words()[3];
+        params.__bindgen_anon_4.ipv4_dst = dst.words()[3];
     } else {
-        params.__bindgen_anon_3.ipv6_src = words(&src);
-        params.__bindgen_anon_4.ipv6_dst = words(&dst);
+        params.__bindgen_anon_3.ipv6_src = src.words();
+        params.__bindgen_anon_4.ipv6_dst = dst.words();
     }
     let size = size_of::<bpf_fib_lookup>() as i32;
     // The neighbour is `bpf_redirect_neigh`'s business: it resolves it when it is not known yet.
@@ -145,9 +146,9 @@ fn find_way<F: Family>(skb: Skb, header: &F::Header) -> Option<(u32, Ip)> {
     // SAFETY: both arms of the union are integers.
     let next_hop = unsafe {
         if params.family == V4::AF {
-            Ip::from_v4(params.__bindgen_anon_4.ipv4_dst.to_ne_bytes())
+            Ip::from_v4_word(params.__bindgen_anon_4.ipv4_dst)
         } else {
-            from_words(&params.__bindgen_anon_4.ipv6_dst)
+            Ip::from_words(params.__bindgen_anon_4.ipv6_dst)
         }
     };
     Some((params.ifindex, next_hop))
@@ -160,10 +161,10 @@ pub fn send(skb: Skb, ifindex: u32, next_hop: &Ip) {
     let mut neighbour: bpf_redir_neigh = unsafe { core::mem::zeroed() };
     if next_hop.is_v4() {
         neighbour.nh_family = V4::AF as u32;
-        neighbour.__bindgen_anon_1.ipv4_nh = u32::from_ne_bytes(next_hop.v4());
+        neighbour.__bindgen_anon_1.ipv4_nh = next_hop.words()[3];
     } else {
         neighbour.nh_family = V6::AF as u32;
-        neighbour.__bindgen_anon_1.ipv6_nh = words(next_hop);
+        neighbour.__bindgen_anon_1.ipv6_nh = next_hop.words();
     }
     skb.set_handled();
     skb.forget_queue();
@@ -185,7 +186,7 @@ pub fn set_tunnel_key(skb: Skb, remote: &Ip) -> Result<(), DropReason> {
         // Host order, unlike everywhere else in this API.
         key.__bindgen_anon_1.remote_ipv4 = u32::from_be_bytes(remote.v4());
     } else {
-        key.__bindgen_anon_1.remote_ipv6 = words(remote);
+        key.__bindgen_anon_1.remote_ipv6 = remote.words();
         flags |= BPF_F_TUNINFO_IPV6 as u64;
     }
     let size = size_of::<bpf_tunnel_key>() as u32;

@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use datapath_ebpf::{
     DropReason, Forward, Ip, checksum,
-    packet::{self, ETHERNET_LEN, Ethernet, Family, Ipv4, Ipv6, words},
+    packet::{self, ETHERNET_LEN, Ethernet, Family, Ipv4, Ipv6},
 };
 
 use super::{
@@ -79,7 +79,7 @@ fn send<F: Family>(skb: Skb, header: &F::Header, message: &Message) -> Verdict {
 }
 
 /// No error about an error, nor about a later fragment, nor to something that is no host (RFC 1122, section 3.2.2).
-#[inline(always)]
+#[inline(never)]
 fn may_be_answered<F: Family>(skb: Skb, header: &F::Header) -> bool {
     if F::is_link_local(&F::src(header)) {
         return false;
@@ -126,7 +126,7 @@ fn turn_around<F: Family, const QUOTED: usize>(
     send_back(skb, &ethernet)
 }
 
-#[inline(always)]
+#[inline(never)]
 fn write_ip<F: Family>(skb: Skb, src: &Ip, dst: &Ip, payload: u16) -> Result<(), DropReason> {
     const DSCP_INTERNETWORK_CONTROL: u8 = 0xc0;
     if !F::V4 {
@@ -135,8 +135,8 @@ fn write_ip<F: Family>(skb: Skb, src: &Ip, dst: &Ip, payload: u16) -> Result<(),
             payload_length: payload.to_be(),
             next_header: F::ICMP,
             hop_limit: TTL,
-            src: words(src),
-            dst: words(dst),
+            src: src.words(),
+            dst: dst.words(),
         };
         return skb.store(ETHERNET_LEN as u32, &header);
     }
@@ -149,14 +149,14 @@ fn write_ip<F: Family>(skb: Skb, src: &Ip, dst: &Ip, payload: u16) -> Result<(),
         ttl: TTL,
         protocol: F::ICMP,
         checksum: 0,
-        src: u32::from_ne_bytes(src.v4()),
-        dst: u32::from_ne_bytes(dst.v4()),
+        src: src.words()[3],
+        dst: dst.words()[3],
     };
     header.checksum = header.sum();
     skb.store(ETHERNET_LEN as u32, &header)
 }
 
-#[inline(always)]
+#[inline(never)]
 fn write_icmp<F: Family, const QUOTED: usize>(
     skb: Skb,
     message: &Message,
@@ -190,7 +190,7 @@ fn sum_of<T>(value: &T, seed: u32) -> u32 {
 }
 
 /// Out of the device the packet came in by, to the neighbour (or tunnel end) it came from.
-#[inline(always)]
+#[inline(never)]
 fn send_back(skb: Skb, came: &Ethernet) -> Result<(), DropReason> {
     skb.store(0, &Ethernet { dst: came.src, src: came.dst, ether_type: came.ether_type })?;
     let is_overlay = NODE.get(0).is_some_and(|node| node.overlay_ifindex == skb.ifindex());
@@ -216,7 +216,7 @@ fn tunnel_source(skb: Skb) -> Result<Ip, DropReason> {
             return Ok(Ip::from_v4(key.__bindgen_anon_1.remote_ipv4.to_be_bytes()));
         }
         match helpers::bpf_skb_get_tunnel_key(skb.raw(), &raw mut key, size, BPF_F_TUNINFO_IPV6 as u64) {
-            0 => Ok(packet::from_words(&key.__bindgen_anon_1.remote_ipv6)),
+            0 => Ok(Ip::from_words(key.__bindgen_anon_1.remote_ipv6)),
             _ => Err(DropReason::TunnelKey),
         }
     }

@@ -12,7 +12,7 @@ use datapath_ebpf::{
 
 use super::{
     Verdict, claim, deliver, fragments, related,
-    rewrite::{self, End},
+    rewrite::{self, Change, End},
     scratch::{self, Scratch},
     skb::Skb,
     tables::{CONNTRACK, NAT, find_endpoint},
@@ -29,9 +29,9 @@ pub fn pod<F: Family>(skb: Skb, header: &F::Header, address: &Ip) -> Verdict {
         Kind::Ports | Kind::EchoRequest => {}
         // The answer to a request that came in untranslated.
         Kind::EchoReply => return Ok(Forward::World),
-        Kind::Error => return related::outbound::<F>(skb, header, &scratch.transport),
+        Kind::Error => return related::outbound::<F>(skb, header, scratch),
         Kind::LaterFragment => {
-            let known = fragments::recall(&scratch.transport, src, F::dst(header));
+            let known = fragments::recall(&scratch.transport, &src, &F::dst(header));
             rewrite::address::<F>(skb, End::Source, &known.ok_or(DropReason::FragmentUnknown)?)?;
             return Ok(Forward::Masquerade);
         }
@@ -77,9 +77,9 @@ fn translate<F: Family>(skb: Skb, scratch: &mut Scratch, address: &Ip, flags: u8
         Some(flow) => flow.nat_port,
         None => open_flow(skb, scratch, address, flags, now)?,
     };
-    let old = scratch.key.src;
-    fragments::remember(&scratch.transport, old, scratch.key.dst, *address);
-    rewrite::end::<F>(skb, &scratch.transport, End::Source, &old, address, port)?;
+    fragments::remember(&scratch.transport, &scratch.key.src, &scratch.key.dst, address);
+    let change = Change { end: End::Source, old: &scratch.key.src, new: address, port };
+    rewrite::end::<F>(skb, &scratch.transport, &change)?;
     Ok(Forward::Masquerade)
 }
 
@@ -140,9 +140,14 @@ pub fn reply<F: Family>(skb: Skb, header: &F::Header) -> Verdict {
     let (src, dst) = (F::src(header), F::dst(header));
     match transport.kind {
         Kind::Ports | Kind::EchoReply => {}
-        Kind::Error => return related::inbound::<F>(skb, header, transport),
+        Kind::Error => {
+            if !related::inbound::<F>(skb, header, scratch)? {
+                return Ok(Forward::Stack);
+            }
+            return to_owner::<F>(skb, header, &scratch.key.src, Forward::RelatedError);
+        }
         Kind::LaterFragment => {
-            let Some(owner) = fragments::recall(transport, src, dst) else { return Ok(Forward::Stack) };
+            let Some(owner) = fragments::recall(transport, &src, &dst) else { return Ok(Forward::Stack) };
             rewrite::address::<F>(skb, End::Destination, &owner)?;
             return to_owner::<F>(skb, header, &owner, Forward::Unmasquerade);
         }
@@ -152,8 +157,8 @@ pub fn reply<F: Family>(skb: Skb, header: &F::Header) -> Verdict {
     let Some(reverse) = NAT.get_ptr_mut(&scratch.key) else { return Ok(Forward::Stack) };
     // SAFETY: the entry is written by packets of this direction only; two CPUs at once may lose a count, never more.
     let (owner, port) = seen_reply(unsafe { &mut *reverse }, skb, transport);
-    fragments::remember(transport, src, dst, owner);
-    rewrite::end::<F>(skb, transport, End::Destination, &dst, &owner, port)?;
+    fragments::remember(transport, &src, &dst, &owner);
+    rewrite::end::<F>(skb, transport, &Change { end: End::Destination, old: &dst, new: &owner, port })?;
     to_owner::<F>(skb, header, &owner, Forward::Unmasquerade)
 }
 

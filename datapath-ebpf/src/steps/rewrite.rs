@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use datapath_ebpf::{
     DropReason, Ip, Port,
-    packet::{self, ETHERNET_LEN, Family, address_difference, words},
+    packet::{self, ETHERNET_LEN, Family, address_difference},
 };
 
 use super::{
@@ -18,21 +18,20 @@ pub enum End {
     Destination,
 }
 
+/// Another address and port for one end.
+pub struct Change<'a> {
+    pub end: End,
+    pub old: &'a Ip,
+    pub new: &'a Ip,
+    pub port: Port,
+}
+
 /// Gives one end of the packet another address and port.
-#[inline(always)]
-pub fn end<F: Family>(
-    skb: Skb,
-    transport: &Transport,
-    end: End,
-    old: &Ip,
-    new: &Ip,
-    port: Port,
-) -> Result<(), DropReason> {
-    if transport.kind != Kind::LaterFragment {
-        pseudo_header::<F>(skb, transport, old, new)?;
-        port_of(skb, transport, end, port)?;
-    }
-    address::<F>(skb, end, new)
+#[inline(never)]
+pub fn end<F: Family>(skb: Skb, transport: &Transport, change: &Change<'_>) -> Result<(), DropReason> {
+    pseudo_header::<F>(skb, transport, change.old, change.new)?;
+    port_of(skb, transport, change.end, change.port)?;
+    address::<F>(skb, change.end, change.new)
 }
 
 /// Replaces an address in the IP header only, its own checksum included.
@@ -41,7 +40,7 @@ pub fn address<F: Family>(skb: Skb, end: End, new: &Ip) -> Result<(), DropReason
     if !F::V4 {
         const SOURCE: u32 = ETHERNET_LEN as u32 + 8;
         const DESTINATION: u32 = ETHERNET_LEN as u32 + 24;
-        return skb.store_summed(if end == End::Source { SOURCE } else { DESTINATION }, &words(new));
+        return skb.store_summed(if end == End::Source { SOURCE } else { DESTINATION }, &new.words());
     }
     let header = skb.at::<F::Header>(ETHERNET_LEN).ok_or(DropReason::Malformed)?;
     // SAFETY: `at` has checked that the header lies within the packet.
@@ -68,7 +67,12 @@ pub fn checksum(protocol: u8) -> Option<(u32, u64)> {
 
 /// Accounts for a changed address in the transport checksum, which covers it by the pseudo header.
 #[inline(always)]
-pub fn pseudo_header<F: Family>(skb: Skb, transport: &Transport, old: &Ip, new: &Ip) -> Result<(), DropReason> {
+pub fn pseudo_header<F: Family>(
+    skb: Skb,
+    transport: &Transport,
+    old: &Ip,
+    new: &Ip,
+) -> Result<(), DropReason> {
     if transport.protocol == packet::ICMP {
         return Ok(());
     }

@@ -5,7 +5,7 @@
 use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
 use datapath_ebpf::maps::{Flow, FlowKey, Reverse};
 
-use super::transport::Transport;
+use super::{related::Quote, transport::Transport};
 
 /// The slot's contents; every field is written before it is read.
 #[repr(C)]
@@ -13,6 +13,8 @@ pub struct Scratch {
     pub transport: Transport,
     /// The packet's flow, in its own direction.
     pub key: FlowKey,
+    /// The packet that an ICMP error quotes.
+    pub quote: Quote,
     /// The flow to insert.
     pub flow: Flow,
     /// The way back; its destination port is the candidate of the claim.

@@ -36,8 +36,9 @@ macro_rules! field {
         unsafe { (*$skb.raw).$field }
     };
     ($skb:expr, $field:ident = $value:expr) => {
+        // Volatile: the optimizer must not narrow the store, the verifier takes only whole words.
         // SAFETY: see `field!`.
-        unsafe { (*$skb.raw).$field = $value }
+        unsafe { (&raw mut (*$skb.raw).$field).write_volatile($value) }
     };
 }
 

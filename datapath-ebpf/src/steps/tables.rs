@@ -8,8 +8,8 @@ use aya_ebpf::{
 use datapath_ebpf::{
     Ip,
     maps::{
-        CONNTRACK_MAX, COUNTERS_MAX, Counter, ENDPOINTS_MAX, Endpoint, FRAGMENTS_MAX, Flow, FlowKey, Fragment,
-        FragmentKey, Node, ROUTES_MAX, Reverse, Route, UPLINKS_MAX, Uplink,
+        CONNTRACK_MAX, COUNTERS_MAX, Counter, ENDPOINTS_MAX, Endpoint, FRAGMENTS_MAX, Flow, FlowKey,
+        Fragment, FragmentKey, Node, ROUTES_MAX, Reverse, Route, UPLINKS_MAX, Uplink,
     },
 };
 

@@ -17,10 +17,15 @@ mod verbs;
 
 use std::process::ExitCode;
 
+use hypha_lab::registry;
 use libtest_mimic::Arguments;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
+    if let Err(error) = registry::clean_up_on_signals() {
+        eprintln!("{error:#}");
+        return ExitCode::FAILURE;
+    }
     let scenarios = [
         plain::scenarios(),
         directions::scenarios(),

@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -32,6 +33,8 @@ impl Agent {
             File::options().create(true).append(true).open(log).context("cannot open the agent's log")?;
         let child = command
             .stdin(Stdio::null())
+            // Ctrl-C is for us: the agent is ended in order, or lives on in a network that is kept.
+            .process_group(0)
             .stdout(file.try_clone().context("cannot share the agent's log")?)
             .stderr(file)
             .spawn()

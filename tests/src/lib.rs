@@ -18,6 +18,7 @@
 mod agent;
 pub mod binaries;
 pub mod cni;
+pub mod demo;
 mod diagnosis;
 pub mod family;
 pub mod lab;

@@ -10,6 +10,8 @@ use std::{
     hash::{BuildHasher, RandomState},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
     time::Duration,
 };
 
@@ -18,7 +20,7 @@ use nix::{
     fcntl::{Flock, FlockArg},
     mount::{MsFlags, mount},
     sys::{
-        signal::{Signal, kill},
+        signal::{SigSet, Signal, kill},
         statfs::{BPF_FS_MAGIC, statfs},
     },
     unistd::Pid,
@@ -54,6 +56,7 @@ impl Registration {
         fs::create_dir(Path::new(BPFFS).join(&tag)).context("cannot make the directory for pins")?;
         let file = File::create(dir.join("lock")).context("cannot make the lab's lock")?;
         let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)?;
+        live().push(tag.clone());
         Ok(Self { tag, lock: Some(lock) })
     }
 
@@ -76,6 +79,7 @@ impl Registration {
     pub fn keep(mut self) -> Result<()> {
         fs::write(self.dir().join("kept"), "").context("cannot mark the lab as kept")?;
         self.lock = None;
+        live().retain(|tag| *tag != self.tag);
         Ok(())
     }
 }
@@ -84,8 +88,30 @@ impl Drop for Registration {
     fn drop(&mut self) {
         if self.lock.is_some() {
             erase(&self.tag);
+            live().retain(|tag| *tag != self.tag);
         }
     }
+}
+
+/// From now on SIGINT and SIGTERM remove this process's labs before they end it. To be called before any thread starts:
+/// threads inherit which signals they leave to the one that waits for them.
+pub fn clean_up_on_signals() -> Result<()> {
+    let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
+    signals.thread_block().context("cannot block signals")?;
+    thread::spawn(move || {
+        let signal = signals.wait();
+        for tag in live().drain(..) {
+            erase(&tag);
+        }
+        std::process::exit(128 + signal.map_or(0, |signal| signal as i32));
+    });
+    Ok(())
+}
+
+/// The tags of this process's labs.
+fn live() -> MutexGuard<'static, Vec<String>> {
+    static LIVE: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    LIVE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Removes the labs that were kept on purpose and whose tag starts with `prefix`; returns their tags.

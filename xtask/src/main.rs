@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod bpf;
 mod compile;
+mod demo;
 mod ebpf;
 mod table;
 mod test;
@@ -27,6 +28,8 @@ enum Task {
     BuildEbpf(ebpf::Options),
     /// Build the agent and the CNI shim.
     Build(compile::Options),
+    /// Show two nodes and the world at work, in namespaces on this machine.
+    Demo(demo::Options),
     /// Run every test: unit, programs, lab; installs what they need.
     Test(test::Options),
     /// Check the conventions that neither rustfmt nor clippy knows.
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Task::BuildEbpf(options) => ebpf::run(&options),
         Task::Build(options) => compile::run(&options),
+        Task::Demo(options) => demo::run(&options),
         Task::Test(options) => test::run(&options),
         Task::Tidy => tidy::run(),
         Task::Bench(options) => bench::run(&options),

@@ -15,7 +15,7 @@ struct Tool {
     purpose: &'static str,
 }
 
-const TOOLS: [Tool; 12] = [
+const TOOLS: [Tool; 13] = [
     Tool { program: "bpftool", package: "bpftool", purpose: "map dumps as an operator sees them" },
     Tool { program: "curl", package: "curl", purpose: "HTTP between pods" },
     Tool { program: "ethtool", package: "ethtool", purpose: "switching offloads" },
@@ -26,6 +26,7 @@ const TOOLS: [Tool; 12] = [
     Tool { program: "ping", package: "iputils-ping", purpose: "ICMP echo" },
     Tool { program: "ps", package: "procps", purpose: "what the agents use" },
     Tool { program: "tcpdump", package: "tcpdump", purpose: "captures for failed scenarios" },
+    Tool { program: "tracepath", package: "iputils-tracepath", purpose: "path MTU as a pod sees it" },
     Tool { program: "traceroute", package: "traceroute", purpose: "hops as a pod sees them" },
     Tool {
         program: "/usr/lib/cni/bridge",

@@ -26,6 +26,9 @@ fn main() -> ExitCode {
         eprintln!("{error:#}");
         return ExitCode::FAILURE;
     }
+    if std::env::var_os(support::HOLD).is_some() {
+        return support::hold_a_lab();
+    }
     let scenarios = [
         plain::scenarios(),
         directions::scenarios(),

@@ -1,8 +1,15 @@
 //! The lab tried on plain Linux: its traffic arrives where the kernel delivers it, and its checks fail when it does not.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    env,
+    io::{BufRead, BufReader},
+    net::IpAddr,
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use hypha_lab::{
     Family, Lab, LabSpec, PlainPod, Protocol, Routing, Station,
     netns::Netns,
@@ -17,8 +24,12 @@ use hypha_lab::{
     },
 };
 use libtest_mimic::Trial;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
-use crate::support::{Checks, scenario};
+use crate::support::{Checks, HOLD, scenario};
 
 fn spec() -> LabSpec {
     LabSpec::nodes(2, Routing::Native).without_agents()
@@ -34,6 +45,8 @@ pub fn scenarios() -> Vec<Trial> {
         scenario("plain::path_mtu_is_learnt_from_routers", spec().world_mtu(1400), path_mtu),
         scenario("plain::routed_nodes_reach_each_other", spec().routed(), routed),
         scenario("plain::nothing_is_left_behind", spec(), nothing_left),
+        scenario("plain::an_interrupted_run_cleans_up", spec(), |_| owner_ends(Signal::SIGINT)),
+        scenario("plain::the_next_run_cleans_up_after_a_killed_one", spec(), |_| owner_ends(Signal::SIGKILL)),
     ]
 }
 
@@ -163,18 +176,38 @@ fn routed(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
+/// Whether anything on this machine carries the tag.
+fn is_anything_left(tag: &str) -> bool {
+    let named = Netns::names().into_iter().any(|name| name.starts_with(tag));
+    named || ["/run/hypha-lab", "/sys/fs/bpf"].iter().any(|root| Path::new(root).join(tag).exists())
+}
+
 fn nothing_left(lab: &mut Lab) -> Result<()> {
     let other = spec().build()?;
     let tag = other.tag().to_owned();
-    let of_other = |names: Vec<String>| names.into_iter().any(|name| name.starts_with(&tag));
-    ensure!(of_other(Netns::names()), "the other lab has no namespaces");
     let mut sleeper = other.node(0).netns().command("sleep").arg("60").spawn()?;
+    ensure!(is_anything_left(&tag), "a lab that lives must be seen");
+    let start = Instant::now();
     drop(other);
     sleeper.wait()?;
-    ensure!(!of_other(Netns::names()), "namespaces of {tag} are left");
-    for root in ["/run/hypha-lab", "/sys/fs/bpf"] {
-        ensure!(!std::path::Path::new(root).join(&tag).exists(), "{root}/{tag} is left");
-    }
+    ensure!(start.elapsed() < Duration::from_secs(30), "a process outlived its lab");
+    ensure!(!is_anything_left(&tag), "something of {tag} is left");
     lab.node(0).ping(lab.node(1).v4())?;
+    Ok(())
+}
+
+/// A process that owns a lab is ended by a signal; its lab goes at once, or when the next lab is built.
+fn owner_ends(signal: Signal) -> Result<()> {
+    let mut owner = Command::new(env::current_exe()?).env(HOLD, "1").stdout(Stdio::piped()).spawn()?;
+    let mut tag = String::new();
+    BufReader::new(owner.stdout.take().context("no output")?).read_line(&mut tag)?;
+    let tag = tag.trim();
+    ensure!(!tag.is_empty() && is_anything_left(tag), "the other process built no lab: {tag:?}");
+    kill(Pid::from_raw(owner.id().cast_signed()), signal)?;
+    owner.wait()?;
+    if signal == Signal::SIGKILL {
+        drop(spec().build()?);
+    }
+    ensure!(!is_anything_left(tag), "something of {tag} is left");
     Ok(())
 }

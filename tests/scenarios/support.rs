@@ -1,9 +1,12 @@
 //! How a scenario becomes a test: its lab is built, its body run, and what went wrong is told with the nodes' state.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    process::ExitCode,
+};
 
 use anyhow::{Result, bail};
-use hypha_lab::{Lab, LabSpec, traffic::tools};
+use hypha_lab::{Lab, LabSpec, Routing, traffic::tools};
 use libtest_mimic::{Completion, Failed, Trial};
 use nix::unistd::geteuid;
 
@@ -49,6 +52,25 @@ fn trial(name: impl Into<String>, run: impl FnOnce() -> Result<()> + Send + 'sta
         }
         run().map(|()| Completion::Completed).map_err(|error| Failed::from(format!("{error:#}")))
     })
+}
+
+/// Environment variable that makes this program build a lab, print its tag and wait to be killed.
+pub const HOLD: &str = "HYPHA_LAB_HOLD";
+
+/// What a program with [`HOLD`] does.
+pub fn hold_a_lab() -> ExitCode {
+    match LabSpec::nodes(1, Routing::Native).without_agents().build() {
+        Ok(lab) => {
+            println!("{}", lab.tag());
+            loop {
+                std::thread::park();
+            }
+        }
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Why no lab can be built here.

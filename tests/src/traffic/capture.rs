@@ -5,7 +5,7 @@ use std::{
     mem::MaybeUninit,
     net::IpAddr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
@@ -73,7 +73,7 @@ impl Frame {
 pub struct Capture {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<Vec<Frame>>>>,
-    frames: Arc<std::sync::Mutex<Vec<Frame>>>,
+    frames: Arc<Mutex<Vec<Frame>>>,
 }
 
 impl Capture {
@@ -83,7 +83,7 @@ impl Capture {
         socket.set_recv_buffer_size(32 << 20).context("cannot make room for the capture")?;
         socket.set_read_timeout(Some(GLANCE)).context("cannot set a deadline")?;
         let stop = Arc::new(AtomicBool::new(false));
-        let frames = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let frames = Arc::new(Mutex::new(Vec::new()));
         let thread = thread::spawn({
             let (stop, frames) = (stop.clone(), frames.clone());
             move || capture(&socket, &stop, &frames)
@@ -112,7 +112,7 @@ impl Capture {
 
     /// The IP packets captured so far.
     pub fn packets(&self) -> Vec<Fields> {
-        let frames = self.frames.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
         frames.iter().filter_map(Frame::fields).collect()
     }
 
@@ -131,21 +131,19 @@ impl Drop for Capture {
     }
 }
 
-fn capture(socket: &Socket, stop: &AtomicBool, frames: &std::sync::Mutex<Vec<Frame>>) -> Result<Vec<Frame>> {
+fn capture(socket: &Socket, stop: &AtomicBool, frames: &Mutex<Vec<Frame>>) -> Result<Vec<Frame>> {
     let mut buffer = vec![MaybeUninit::<u8>::uninit(); 1 << 18];
     loop {
         match socket.recv(&mut buffer) {
             Ok(len) => {
                 // SAFETY: the kernel has written the first `len` bytes.
-                let bytes = buffer[..len].iter().map(|byte| unsafe { byte.assume_init() }).collect();
-                frames.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(Frame { bytes });
+                let bytes = unsafe { buffer[..len].assume_init_ref() }.to_vec();
+                frames.lock().unwrap_or_else(PoisonError::into_inner).push(Frame { bytes });
             }
             // Stop only when the queue is empty.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if stop.load(Ordering::Relaxed) {
-                    return Ok(std::mem::take(
-                        &mut *frames.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
-                    ));
+                    return Ok(std::mem::take(&mut *frames.lock().unwrap_or_else(PoisonError::into_inner)));
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -84,13 +84,10 @@ impl EchoSocket {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(error) => return Err(error).context("cannot receive ICMP"),
             };
-            let bytes: Vec<u8> = buffer[..len]
-                .iter()
-                // SAFETY: the kernel has written the first `len` bytes.
-                .map(|byte| unsafe { byte.assume_init() })
-                .collect();
+            // SAFETY: the kernel has written the first `len` bytes.
+            let bytes = unsafe { buffer[..len].assume_init_ref() };
             let from = from.as_socket().context("a message from nowhere")?.ip();
-            if let Some(echo) = parse(self.family, from, &bytes) {
+            if let Some(echo) = parse(self.family, from, bytes) {
                 return Ok(Some(echo));
             }
         }

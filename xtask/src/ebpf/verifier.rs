@@ -10,6 +10,7 @@ use std::{io, mem};
 
 use anyhow::{Context as _, bail};
 use aya::maps::MapData;
+use aya_obj::btf::BtfFeature;
 use aya_obj::generated::{bpf_cmd, bpf_prog_info, bpf_prog_type};
 use aya_obj::{EbpfSectionKind, Function, Object, ProgramSection};
 use serde::Serialize;
@@ -39,6 +40,7 @@ pub struct Program {
 /// Loads every program of the object and reports in the order of their names.
 pub fn measure(object: &[u8]) -> anyhow::Result<Vec<Program>> {
     let mut object = Object::parse(object).context("parsing the eBPF object")?;
+    let types = load_types(&mut object)?;
     let text = object.functions.keys().map(|&(section, _)| section).collect();
     let maps = object
         .maps
@@ -59,7 +61,7 @@ pub fn measure(object: &[u8]) -> anyhow::Result<Vec<Program>> {
         }
         let function = object.functions.get(&program.function_key());
         let function = function.with_context(|| format!("the object has no code for program `{name}`"))?;
-        programs.push(load(name, &program.license, function)?);
+        programs.push(load(name, &program.license, function, types.as_ref())?);
     }
     programs.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(programs)
@@ -112,8 +114,34 @@ fn freeze(map: RawFd) -> io::Result<()> {
     unsafe { bpf(bpf_cmd::BPF_MAP_FREEZE, &mut attributes) }.map(drop)
 }
 
+/// The object's BTF in the kernel: a function that is passed to a helper (`bpf_loop`) must have its type described.
+fn load_types(object: &mut Object) -> anyhow::Result<Option<OwnedFd>> {
+    let all_supported = || Some(|_: BtfFeature| true);
+    let Some(types) = object.fixup_and_sanitize_btf(all_supported).context("reading the object's BTF")?
+    else {
+        return Ok(None);
+    };
+    let bytes = types.to_bytes();
+    let mut attributes = no_attributes();
+    // SAFETY: every bit pattern is valid for the variant's integers.
+    let request = unsafe { &mut attributes.__bindgen_anon_7 };
+    request.btf = bytes.as_ptr().expose_provenance() as u64;
+    request.btf_size = u32::try_from(bytes.len())?;
+    // SAFETY: the bytes live across the call, and their length is the one passed.
+    let descriptor =
+        unsafe { bpf(bpf_cmd::BPF_BTF_LOAD, &mut attributes) }.context("loading the object's BTF")?;
+    // SAFETY: BPF_BTF_LOAD returned a new descriptor that nothing else owns.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(RawFd::try_from(descriptor)?) }))
+}
+
 /// Loads one program and reads what the kernel noted about it.
-fn load(name: &str, license: &CString, function: &Function) -> anyhow::Result<Program> {
+fn load(
+    name: &str,
+    license: &CString,
+    function: &Function,
+    types: Option<&OwnedFd>,
+) -> anyhow::Result<Program> {
+    let functions = function.func_info.func_info_bytes();
     let mut log = vec![0_u8; LOG_BYTES];
     let mut attributes = no_attributes();
     // SAFETY: every bit pattern is valid for the variant's integers.
@@ -122,6 +150,12 @@ fn load(name: &str, license: &CString, function: &Function) -> anyhow::Result<Pr
     request.insns = function.instructions.as_ptr().expose_provenance() as u64;
     request.insn_cnt = u32::try_from(function.instructions.len())?;
     request.license = license.as_ptr().expose_provenance() as u64;
+    if let Some(types) = types {
+        request.prog_btf_fd = types.as_raw_fd().cast_unsigned();
+        request.func_info = functions.as_ptr().expose_provenance() as u64;
+        request.func_info_cnt = u32::try_from(function.func_info.len())?;
+        request.func_info_rec_size = u32::try_from(function.func_info_rec_size)?;
+    }
     request.log_level = LOG_STATISTICS;
     request.log_buf = log.as_mut_ptr().expose_provenance() as u64;
     request.log_size = u32::try_from(log.len())?;

@@ -37,8 +37,9 @@ pub(super) fn uplinks(
 ) -> Result<Vec<UplinkInfo>, NetlinkError> {
     let links = socket.links()?;
     let addresses = socket.addresses()?;
+    let defaults = default_route_devices(socket)?;
     let chosen = if wanted.is_empty() {
-        detect(socket, &links, &addresses, node_addresses)?
+        detect(&links, &addresses, node_addresses, &defaults)
     } else {
         let named = |name: &String| {
             let link = links.iter().find(|link| link.name == *name);
@@ -49,7 +50,7 @@ pub(super) fn uplinks(
     if chosen.is_empty() {
         return Err(NetlinkError::NoUplink);
     }
-    chosen.into_iter().map(|link| describe(socket, link, &addresses)).collect()
+    chosen.into_iter().map(|link| describe(socket, link, &addresses, &defaults)).collect()
 }
 
 /// Every address by which others can reach the node.
@@ -86,29 +87,32 @@ pub(super) fn route_to(socket: &mut Socket, ip: IpAddr) -> Result<Option<NextHop
     Ok(Some(NextHop { ifindex, gateway, source: source_of(&answer), mtu }))
 }
 
+/// The devices of the main table's default routes: of IPv4 and of IPv6.
+type DefaultDevices = [BTreeSet<u32>; 2];
+
 fn detect(
-    socket: &mut Socket,
     links: &[Link],
     addresses: &[Address],
     node_addresses: &[IpAddr],
-) -> Result<Vec<Link>, NetlinkError> {
+    defaults: &DefaultDevices,
+) -> Vec<Link> {
     let among = |indices: &BTreeSet<u32>| -> Vec<Link> {
         let eligible = links.iter().filter(|link| indices.contains(&link.ifindex) && is_eligible(link));
         eligible.cloned().collect()
     };
     let holding = addresses.iter().filter(|address| node_addresses.contains(&address.ip));
     let holders = among(&holding.map(|address| address.ifindex).collect());
-    if holders.is_empty() { Ok(among(&default_route_devices(socket)?)) } else { Ok(holders) }
+    if holders.is_empty() { among(&defaults.iter().flatten().copied().collect()) } else { holders }
 }
 
 fn is_eligible(link: &Link) -> bool {
     !link.flags.contains(LinkFlags::Loopback) && link.name != OVERLAY_IFNAME && !pod::is_host_end(link)
 }
 
-/// The devices of the main table's default routes, those of multipath routes included.
-fn default_route_devices(socket: &mut Socket) -> Result<BTreeSet<u32>, NetlinkError> {
-    let mut devices = BTreeSet::new();
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+/// Next hops of multipath routes included.
+fn default_route_devices(socket: &mut Socket) -> Result<DefaultDevices, NetlinkError> {
+    let mut devices = DefaultDevices::default();
+    for (family, devices) in [AddressFamily::Inet, AddressFamily::Inet6].into_iter().zip(&mut devices) {
         let mut request = RouteMessage::default();
         request.header.address_family = family;
         request.header.table = RouteHeader::RT_TABLE_MAIN;
@@ -130,14 +134,22 @@ fn default_route_devices(socket: &mut Socket) -> Result<BTreeSet<u32>, NetlinkEr
     Ok(devices)
 }
 
-fn describe(socket: &mut Socket, link: Link, addresses: &[Address]) -> Result<UplinkInfo, NetlinkError> {
+fn describe(
+    socket: &mut Socket,
+    link: Link,
+    addresses: &[Address],
+    defaults: &DefaultDevices,
+) -> Result<UplinkInfo, NetlinkError> {
     let own: Vec<Address> =
         addresses.iter().filter(|it| it.ifindex == link.ifindex && it.is_routable()).copied().collect();
     let mut masquerade = [None; 2];
-    for (source, world) in masquerade.iter_mut().zip(WORLD) {
+    for ((source, world), devices) in masquerade.iter_mut().zip(WORLD).zip(defaults) {
         let chosen = lookup(socket, world, Some(link.ifindex))?.as_ref().and_then(source_of);
+        // Without a route the kernel guesses, if need be with another device's address; with a default route through
+        // this device that is right: an unnumbered device.
+        let apt = |ip: &IpAddr| own.iter().any(|it| it.ip == *ip) || devices.contains(&link.ifindex);
         let stable = || own.iter().find(|it| it.ip.is_ipv4() == world.is_ipv4() && it.is_stable());
-        *source = chosen.filter(is_global).or_else(|| stable().map(|it| it.ip));
+        *source = chosen.filter(|ip| apt(ip) && is_global(ip)).or_else(|| stable().map(|it| it.ip));
     }
     let [masquerade_v4, masquerade_v6] = masquerade;
     Ok(UplinkInfo {
@@ -150,7 +162,7 @@ fn describe(socket: &mut Socket, link: Link, addresses: &[Address]) -> Result<Up
     })
 }
 
-/// Without a route the kernel may still name a source that no other machine could answer.
+/// An unnumbered device may still lead to a source that no other machine could answer.
 fn is_global(ip: &IpAddr) -> bool {
     match ip {
         IpAddr::V4(v4) => !v4.is_link_local() && !v4.is_loopback() && !v4.is_unspecified(),

@@ -2,7 +2,12 @@
 //!
 //! Needs root; as another user each test says that it is skipped.
 
+mod inspect;
+mod monitor;
+mod overlay;
 mod pod;
+mod routes;
+mod uplink;
 
 use std::{
     fs::File,

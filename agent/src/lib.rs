@@ -4,8 +4,11 @@
 //! the desired state; [`daemon`] brings [`netlink`] and [`datapath`] to it and keeps them there. [`store`] is what
 //! survives a restart of the agent, [`cli`] what an operator types.
 
+pub mod cli;
 pub mod core;
+pub mod daemon;
 pub mod datapath;
 pub mod netlink;
+pub mod server;
 pub mod source;
 pub mod store;

@@ -1,2 +1,7 @@
-//! (being written)
-fn main() {}
+//! The binary `hypha`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    hypha_agent::cli::main()
+}

@@ -119,7 +119,7 @@ impl Store {
                 "unreadable state: going on without it; an endpoint in it works again when its pod is made anew"
             ),
             Err(error) => {
-                error!(file = %path.display(), reason, %error, "unreadable state cannot be moved away")
+                error!(file = %path.display(), reason, %error, "unreadable state cannot be moved away");
             }
         }
     }

@@ -1,0 +1,122 @@
+//! What an operator types: `hypha agent` is the daemon, everything else asks it or cleans up after it.
+
+mod cleanup;
+mod client;
+mod endpoint;
+mod output;
+mod status;
+
+use std::{
+    io::{self, IsTerminal},
+    process::ExitCode,
+};
+
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use tracing_subscriber::EnvFilter;
+
+use crate::daemon::{self, Options};
+
+/// Hypha: a Kubernetes network whose dataplane is eBPF.
+#[derive(Debug, Parser)]
+#[command(name = "hypha", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the node's agent
+    Agent(AgentArgs),
+    /// Show what the agent is doing
+    Status(client::ClientArgs),
+    /// Show the pods' interfaces on this node
+    #[command(subcommand, visible_alias = "endpoints")]
+    Endpoint(endpoint::EndpointCommand),
+    /// Remove every trace of a stopped agent from this node; its pods lose their network
+    Cleanup(cleanup::CleanupArgs),
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct AgentArgs {
+    #[command(flatten)]
+    options: Options,
+
+    /// Form of the log lines
+    #[arg(long, env = "HYPHA_LOG_FORMAT", value_enum, default_value = "text")]
+    log_format: LogFormat,
+
+    /// What to log: a level, or levels by module (info,hypha_agent::server=debug)
+    #[arg(long, env = "HYPHA_LOG", value_name = "FILTER", default_value = "info")]
+    log: String,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Runs the command line; errors go to the standard error with all their causes.
+pub fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Agent(args) => {
+            start_log(&args)?;
+            daemon::run(args.options.resolve()?)
+        }
+        Command::Status(args) => status::run(&args),
+        Command::Endpoint(command) => endpoint::run(&command),
+        Command::Cleanup(args) => cleanup::run(&args),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "hypha", &mut io::stdout());
+            Ok(())
+        }
+    }
+}
+
+fn start_log(args: &AgentArgs) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&args.log)?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    match args.log_format {
+        LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).with_target(false).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_of_the_agent_has_a_variable_of_its_name() {
+        let cli = Cli::command();
+        let agent = cli.find_subcommand("agent").unwrap();
+        for arg in agent.get_arguments().filter(|arg| !["help", "version"].contains(&arg.get_id().as_str())) {
+            let flag = arg.get_long().unwrap();
+            let variable = format!("HYPHA_{}", flag.to_uppercase().replace('-', "_"));
+            assert_eq!(arg.get_env().and_then(|name| name.to_str()), Some(variable.as_str()), "--{flag}");
+        }
+    }
+}

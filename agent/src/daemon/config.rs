@@ -1,0 +1,258 @@
+//! The daemon's configuration: flags, then `HYPHA_*` variables, then the file of `--config`, then defaults.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use anyhow::{Context, bail};
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use crate::core::facts::Routing;
+
+/// Where the agent keeps socket and state by default.
+pub const RUN_DIR: &str = "/run/hypha";
+/// Where maps and links are pinned by default.
+pub const BPF_DIR: &str = "/sys/fs/bpf/hypha";
+/// Where container runtimes look for network configurations by default.
+pub const CNI_CONF_DIR: &str = "/etc/cni/net.d";
+
+/// What can be set; the file of `--config` is YAML with the flags' names as keys.
+#[derive(Clone, Debug, Default, clap::Args, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Options {
+    /// Name of this node's Node object [default: the host name]
+    #[arg(long, env = "HYPHA_NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+
+    /// Where Kubernetes objects come from: dir:PATH, a directory of YAML or JSON files
+    #[arg(long, env = "HYPHA_SOURCE", value_name = "SOURCE")]
+    pub source: Option<Source>,
+
+    /// How pods on other nodes are reached [default: tunnel]
+    #[arg(long, env = "HYPHA_ROUTING", value_enum)]
+    pub routing: Option<Routing>,
+
+    /// Device that leads to other nodes and the world; repeatable [default: found by the node's addresses]
+    #[arg(long, env = "HYPHA_DEVICE", value_name = "IF", value_delimiter = ',')]
+    pub device: Vec<String>,
+
+    /// Whether pods' packets to the world take the node's address [default: true]
+    #[arg(long, env = "HYPHA_MASQUERADE", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub masquerade: Option<bool>,
+
+    /// Prefix that is never masqueraded, besides the cluster's own; repeatable
+    #[arg(long, env = "HYPHA_EXEMPT_CIDR", value_name = "CIDR", value_delimiter = ',')]
+    pub exempt_cidr: Vec<IpNet>,
+
+    /// MTU of the pods in bytes [default: the uplink's, less the encapsulation]
+    #[arg(long, env = "HYPHA_MTU", value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1280..=65535))]
+    pub mtu: Option<u32>,
+
+    /// Directory for the socket and the state [default: /run/hypha]
+    #[arg(long, env = "HYPHA_RUN_DIR", value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+
+    /// Directory in a BPF file system for maps and links [default: /sys/fs/bpf/hypha]
+    #[arg(long, env = "HYPHA_BPF_DIR", value_name = "DIR")]
+    pub bpf_dir: Option<PathBuf>,
+
+    /// Directory to write the CNI network configuration to [default: /etc/cni/net.d]
+    #[arg(long, env = "HYPHA_CNI_CONF_DIR", value_name = "DIR")]
+    pub cni_conf_dir: Option<PathBuf>,
+
+    /// Address to serve /metrics, /healthz and /readyz on [default: none]
+    #[arg(long, env = "HYPHA_METRICS_ADDR", value_name = "ADDR")]
+    pub metrics_addr: Option<SocketAddr>,
+
+    /// YAML file with any of these options
+    #[arg(long, env = "HYPHA_CONFIG", value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+}
+
+/// Where Kubernetes objects come from.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Source {
+    /// The files of a directory.
+    Dir(PathBuf),
+}
+
+impl FromStr for Source {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            Some(("dir", path)) if !path.is_empty() => Ok(Self::Dir(path.into())),
+            _ if text == "kubernetes" => {
+                Err("this build has no client for the Kubernetes API: use dir:PATH".to_owned())
+            }
+            _ => Err("it must be dir:PATH".to_owned()),
+        }
+    }
+}
+
+impl TryFrom<String> for Source {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse().map_err(|reason| format!("source {text:?}: {reason}"))
+    }
+}
+
+/// The configuration in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Name of this node's own Node object.
+    pub node_name: String,
+    /// Where objects come from.
+    pub source: Source,
+    /// How pods on other nodes are reached.
+    pub routing: Routing,
+    /// The uplinks; empty to find them.
+    pub devices: Vec<String>,
+    /// Whether pods' packets to the world take the node's address.
+    pub masquerade: bool,
+    /// Prefixes that are never masqueraded.
+    pub exempt_cidrs: Vec<IpNet>,
+    /// MTU of the pods when it is not to be found.
+    pub mtu: Option<u32>,
+    /// Socket and state.
+    pub run_dir: PathBuf,
+    /// Pins.
+    pub bpf_dir: PathBuf,
+    /// The runtime's network configurations.
+    pub cni_conf_dir: PathBuf,
+    /// Where to serve metrics.
+    pub metrics_addr: Option<SocketAddr>,
+}
+
+impl Options {
+    /// Adds the file of `--config` and the defaults.
+    pub fn resolve(self) -> anyhow::Result<Config> {
+        let file = match &self.config {
+            Some(path) => Self::read(path)?,
+            None => Self::default(),
+        };
+        let Some(source) = self.source.or(file.source) else {
+            bail!("no source of Kubernetes objects: give --source dir:PATH");
+        };
+        let node_name = match self.node_name.or(file.node_name) {
+            Some(name) => name,
+            None => host_name()?,
+        };
+        Ok(Config {
+            node_name,
+            source,
+            routing: self.routing.or(file.routing).unwrap_or(Routing::Tunnel),
+            devices: or(self.device, file.device),
+            masquerade: self.masquerade.or(file.masquerade).unwrap_or(true),
+            exempt_cidrs: or(self.exempt_cidr, file.exempt_cidr),
+            mtu: self.mtu.or(file.mtu),
+            run_dir: self.run_dir.or(file.run_dir).unwrap_or_else(|| RUN_DIR.into()),
+            bpf_dir: self.bpf_dir.or(file.bpf_dir).unwrap_or_else(|| BPF_DIR.into()),
+            cni_conf_dir: self.cni_conf_dir.or(file.cni_conf_dir).unwrap_or_else(|| CNI_CONF_DIR.into()),
+            metrics_addr: self.metrics_addr.or(file.metrics_addr),
+        })
+    }
+
+    fn read(path: &Path) -> anyhow::Result<Self> {
+        let text =
+            fs::read_to_string(path).with_context(|| format!("cannot read --config {}", path.display()))?;
+        let options: Self = serde_saphyr::from_str(&text)
+            .with_context(|| format!("--config {} is not a valid configuration", path.display()))?;
+        if let Some(mtu) = options.mtu.filter(|mtu| !(1280..=65535).contains(mtu)) {
+            bail!("--config {}: mtu is {mtu}, it must be from 1280 to 65535", path.display());
+        }
+        Ok(options)
+    }
+}
+
+fn or<T>(first: Vec<T>, second: Vec<T>) -> Vec<T> {
+    if first.is_empty() { second } else { first }
+}
+
+/// As the kubelet names its node: in lower case.
+fn host_name() -> anyhow::Result<String> {
+    let system = nix::sys::utsname::uname().context("cannot read the host name: give --node-name")?;
+    let name = system.nodename().to_str().context("the host name is not text: give --node-name")?;
+    Ok(name.to_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn resolve(line: &[&str]) -> anyhow::Result<Config> {
+        Line::try_parse_from([&["hypha"], line].concat())?.options.resolve()
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_manual() {
+        let config = resolve(&["--source", "dir:/objects", "--node-name", "a"]).unwrap();
+        assert_eq!(
+            config,
+            Config {
+                node_name: "a".into(),
+                source: Source::Dir("/objects".into()),
+                routing: Routing::Tunnel,
+                devices: Vec::new(),
+                masquerade: true,
+                exempt_cidrs: Vec::new(),
+                mtu: None,
+                run_dir: "/run/hypha".into(),
+                bpf_dir: "/sys/fs/bpf/hypha".into(),
+                cni_conf_dir: "/etc/cni/net.d".into(),
+                metrics_addr: None,
+            }
+        );
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hypha.yaml");
+        let text = "source: dir:/file\nrouting: native\nmasquerade: false\ndevice: [eth0, eth1]\nmtu: 1400\n\
+                    exempt-cidr: [10.0.0.0/8]\nmetrics-addr: 127.0.0.1:9000\nnode-name: file\n";
+        fs::write(&path, text).unwrap();
+        let file = path.to_str().unwrap();
+        let config = resolve(&["--config", file, "--device", "eth9", "--masquerade=true"]).unwrap();
+        assert_eq!((config.routing, config.mtu), (Routing::Native, Some(1400)));
+        assert_eq!((config.devices, config.masquerade), (vec!["eth9".to_owned()], true));
+        assert_eq!(config.exempt_cidrs, ["10.0.0.0/8".parse().unwrap()]);
+        assert_eq!(config.node_name, "file");
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hypha.yaml");
+        let file = path.to_str().unwrap();
+        for (line, text, expected) in [
+            (&[][..], "", "no source"),
+            (&["--source", "kubernetes"], "", "no client for the Kubernetes API"),
+            (&["--source", "/objects"], "", "dir:PATH"),
+            (&["--mtu", "100"], "", "100 is not in 1280..=65535"),
+            (&["--routing", "pigeon"], "", "native"),
+            (&["--config", file], "sources: dir:/x\n", "sources"),
+            (&["--config", file], "mtu: 9\n", "from 1280 to 65535"),
+            (&["--config", "/nonexistent"], "", "/nonexistent"),
+        ] {
+            fs::write(&path, text).unwrap();
+            let error = format!("{:#}", resolve(line).unwrap_err());
+            assert!(error.contains(expected), "{line:?} {text:?}: {error}");
+        }
+    }
+}

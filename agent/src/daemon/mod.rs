@@ -1,0 +1,129 @@
+//! The agent's life: what happens at start, in what order, and at the end.
+//!
+//! Order at start: open the datapath (adopting what is pinned), read the store, learn the objects, then reconcile: maps
+//! are filled completely before programs are attached or swapped, and kernel routes come last. Then deletes that came
+//! while no agent ran, then calls.
+//!
+//! At the end everything stays in place: programs, maps, devices, routes and the CNI configuration. A restart or an
+//! upgrade is nothing that pods notice.
+
+mod agent;
+mod config;
+mod conflist;
+mod metrics;
+mod preflight;
+mod reconcile;
+mod worker;
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use self::reconcile::Reconciler;
+pub use self::{
+    agent::{Agent, View},
+    config::{BPF_DIR, CNI_CONF_DIR, Config, Options, RUN_DIR, Source},
+    preflight::RunDir,
+    worker::{Worker, WorkerGone},
+};
+use crate::{datapath, netlink::Netlink, server, source, store::Ledger};
+
+/// How many threads may be in the kernel for the runtime at once: rtnetlink serialises behind one lock anyway.
+const BLOCKING_THREADS: usize = 4;
+/// How long calls that are under way get to end.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Runs the agent until `SIGTERM` or `SIGINT`.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    preflight::check_kernel()?;
+    preflight::ensure_bpffs(&config.bpf_dir)?;
+    let _run_dir = RunDir::take(&config.run_dir)?;
+    // One thread: calls wait for the kernel, not for a processor.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()
+        .context("cannot start the asynchronous runtime")?;
+    let result = runtime.block_on(live(config));
+    runtime.shutdown_background();
+    result
+}
+
+async fn live(config: Config) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
+    info!(node = config.node_name, routing = ?config.routing, version = env!("CARGO_PKG_VERSION"), "starting");
+
+    let datapath = Worker::start(&config.bpf_dir).await?;
+    let ledger = Ledger::open(&config.run_dir)?;
+    let Source::Dir(path) = &config.source;
+    let events = source::dir::watch(path)?;
+    // Listening before looking: a change in between is looked at twice rather than missed.
+    let monitor = Netlink::monitor()?;
+    let netlink = Netlink::connect().await?;
+    let agent = Arc::new(Agent::new(config, netlink, datapath, ledger));
+    if let Some(address) = agent.config.metrics_addr {
+        metrics::serve(Arc::clone(&agent), address).await?;
+    }
+    let mut reconciler = Reconciler::new(Arc::clone(&agent), events, monitor);
+    reconciler.first_sync().await;
+    server::recover(&agent).await;
+    reconciler.pass().await;
+    let listener = server::bind(&agent.config.run_dir)?;
+    server::replay(&agent).await;
+    let serving = tokio::spawn(server::serve(listener, Arc::clone(&agent), stop.clone()));
+    let reconciling = tokio::spawn(reconciler.run(stop.clone()));
+    info!(socket = %server::socket(&agent.config.run_dir).display(), "serving");
+
+    tokio::select! {
+        _ = terminate.recv() => info!("SIGTERM: ending; the datapath stays in place"),
+        _ = interrupt.recv() => info!("SIGINT: ending; the datapath stays in place"),
+    }
+    stop.cancel();
+    let _ = tokio::time::timeout(GRACE, async { tokio::join!(serving, reconciling) }).await;
+    Ok(())
+}
+
+/// Removes every trace of the agent from the node; pods lose their network. Refuses while an agent is running.
+pub async fn cleanup(config: &CleanupPaths) -> anyhow::Result<Vec<String>> {
+    let lock = RunDir::take(&config.run_dir)?;
+    let mut done = Vec::new();
+    if conflist::remove(&config.cni_conf_dir)? {
+        done.push(format!("removed {}", config.cni_conf_dir.join(conflist::FILE_NAME).display()));
+    }
+    datapath::cleanup(&config.bpf_dir)?;
+    done.push(format!("removed maps and programs pinned in {}", config.bpf_dir.display()));
+    let netlink = Netlink::connect().await?;
+    for link in netlink.pod_links().await? {
+        netlink.delete_pod_link(&link.name).await?;
+        done.push(format!("deleted the veth {}", link.name));
+    }
+    let routes = netlink.sync_routes(&std::collections::BTreeSet::new()).await?;
+    if routes.removed > 0 {
+        done.push(format!("deleted {} kernel routes", routes.removed));
+    }
+    if netlink.delete_overlay().await? {
+        done.push("deleted the VXLAN device".into());
+    }
+    // The lock's file is in there: whoever starts now makes a new one.
+    std::fs::remove_dir_all(&config.run_dir)
+        .with_context(|| format!("cannot remove {}", config.run_dir.display()))?;
+    drop(lock);
+    done.push(format!("removed {}", config.run_dir.display()));
+    Ok(done)
+}
+
+/// What [`cleanup`] needs to know.
+#[derive(Clone, Debug)]
+pub struct CleanupPaths {
+    /// Socket and state.
+    pub run_dir: std::path::PathBuf,
+    /// Pins.
+    pub bpf_dir: std::path::PathBuf,
+    /// The runtime's network configurations.
+    pub cni_conf_dir: std::path::PathBuf,
+}

@@ -1,0 +1,415 @@
+//! The loop that keeps the node as it should be: whatever changes, and also when nothing seems to, what is wanted is
+//! computed anew and compared with what the kernel holds.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval, sleep},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use super::{
+    agent::{Agent, View},
+    conflist::{self, ConflistError},
+    worker::WorkerGone,
+};
+use crate::{
+    core::{
+        Desired,
+        desired::{Compiled, Problem, compile, node_address, pod_mtu},
+        facts::{Facts, Routing},
+        nodes::Nodes,
+    },
+    datapath::{Changes, Datapath, DatapathError, Role},
+    netlink::{Change, Netlink, NetlinkError, PodLink, PodLinkInfo},
+    source::{Event, Object},
+    store::{Phase, Record},
+};
+
+/// How often everything is compared although nothing seems to have changed.
+const TICK: Duration = Duration::from_secs(2);
+/// How often flows that ended are removed.
+const COLLECT: Duration = Duration::from_secs(10);
+/// The shortest time between two passes: a burst of changes is one.
+const GAP: Duration = Duration::from_millis(250);
+/// How long facts about the node's own network are believed while the kernel reports no change.
+const FACTS_AGE: Duration = Duration::from_secs(30);
+/// The same while it reports some: every pod that comes or goes is one.
+const FACTS_AGE_CHANGED: Duration = Duration::from_secs(1);
+
+/// Why a reconciliation did not come to its end; the next one tries again.
+#[derive(Debug, thiserror::Error)]
+pub enum PassError {
+    /// Links, addresses, routes.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// Maps and programs.
+    #[error(transparent)]
+    Datapath(#[from] DatapathError),
+    /// The thread behind them.
+    #[error(transparent)]
+    Worker(#[from] WorkerGone),
+    /// The runtime's network configuration.
+    #[error(transparent)]
+    Conflist(#[from] ConflistError),
+}
+
+/// Follows the sources and the kernel.
+#[derive(Debug)]
+pub struct Reconciler {
+    agent: Arc<Agent>,
+    events: mpsc::Receiver<Event>,
+    monitor: mpsc::Receiver<Change>,
+    nodes: Nodes,
+    facts: Option<(Instant, Facts)>,
+    /// The kernel reported a change since the facts were gathered.
+    stale: bool,
+    last_pass: Instant,
+    said: Said,
+}
+
+/// What the log knows already.
+#[derive(Debug, Default)]
+struct Said {
+    problems: BTreeSet<Problem>,
+    error: Option<String>,
+    unlinked: BTreeSet<u32>,
+}
+
+impl Reconciler {
+    /// Nothing is compared before [`Reconciler::pass`].
+    pub fn new(agent: Arc<Agent>, events: mpsc::Receiver<Event>, monitor: mpsc::Receiver<Change>) -> Self {
+        Self {
+            agent,
+            events,
+            monitor,
+            nodes: Nodes::default(),
+            facts: None,
+            stale: false,
+            last_pass: Instant::now(),
+            said: Said::default(),
+        }
+    }
+
+    /// Takes what the source has to say at first.
+    pub async fn first_sync(&mut self) {
+        if let Some(event) = self.events.recv().await {
+            self.take(event);
+        }
+    }
+
+    /// Runs until `stop` says so.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let (mut tick, mut collect) = (interval(TICK), interval(COLLECT));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        collect.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                Some(event) = self.events.recv() => self.take(event),
+                Some(Change) = self.monitor.recv() => self.stale = true,
+                _ = collect.tick() => {
+                    self.collect().await;
+                    continue;
+                }
+                _ = tick.tick() => {}
+                () = stop.cancelled() => return,
+            }
+            sleep(GAP.saturating_sub(self.last_pass.elapsed())).await;
+            self.drain();
+            self.pass().await;
+        }
+    }
+
+    /// One comparison of everything; what fails is logged and left to the next one.
+    pub async fn pass(&mut self) {
+        let result = self.try_pass().await;
+        self.last_pass = Instant::now();
+        self.agent.metrics.passed(result.is_ok());
+        match result {
+            Ok(()) => {
+                if self.said.error.take().is_some() {
+                    info!("the node is as it should be again");
+                }
+            }
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    fn fail(&mut self, error: &PassError) {
+        // Facts may be what was wrong, for instance a device that is gone.
+        self.stale = true;
+        let text = error.to_string();
+        if self.said.error.as_ref() != Some(&text) {
+            error!(error = text, "cannot bring the node to its desired state: trying again");
+        }
+        let mut view = self.agent.view();
+        if view.not_ready.is_some() {
+            view.not_ready = Some(text.clone());
+            self.agent.set_view(view);
+        }
+        self.said.error = Some(text);
+    }
+
+    fn drain(&mut self) {
+        while let Ok(event) = self.events.try_recv() {
+            self.take(event);
+        }
+        while self.monitor.try_recv().is_ok() {
+            self.stale = true;
+        }
+        if self.monitor.is_closed() {
+            warn!("the kernel's notifications ended: subscribing anew");
+            self.stale = true;
+            match Netlink::monitor() {
+                Ok(monitor) => self.monitor = monitor,
+                Err(error) => warn!(%error, "cannot subscribe to the kernel's notifications"),
+            }
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        let changed = match event {
+            Event::Apply(Object::Node(node)) => self.nodes.apply(&node).unwrap_or_else(|error| {
+                warn!(%error, "unusable object: what was known before stays");
+                false
+            }),
+            Event::Delete(key) => self.nodes.delete(&key.name),
+            Event::Reset(objects) => {
+                let nodes: Vec<_> = objects.into_iter().map(|Object::Node(node)| *node).collect();
+                for error in self.nodes.reset(&nodes) {
+                    warn!(%error, "unusable object");
+                }
+                true
+            }
+        };
+        if changed {
+            // Other nodes' next hops are among the facts.
+            self.facts = None;
+        }
+    }
+
+    async fn try_pass(&mut self) -> Result<(), PassError> {
+        let facts = self.facts().await?;
+        let agent = Arc::clone(&self.agent);
+        let quiet = agent.wiring.write().await;
+        let links = agent.netlink.pod_links().await?;
+        let pods = self.wired_pods(&links);
+        let facts = Facts { pods: pods.iter().filter_map(|(record, _)| record.facts()).collect(), ..facts };
+        let Compiled { desired, kernel_routes, problems } = compile(&self.nodes, &facts);
+        self.say(problems);
+        self.bring_datapath(desired, attachments(&facts, &links)).await?;
+        for (record, _) in pods.iter().filter(|(_, up)| !up) {
+            self.raise(record).await?;
+        }
+        let routes = agent.netlink.sync_routes(&kernel_routes).await?;
+        let neighbours = agent.netlink.ensure_neighbours(&neighbours(&facts)).await?;
+        drop(quiet);
+        agent.metrics.changed("routes", routes.added + routes.removed);
+        agent.metrics.changed("neighbours", neighbours);
+        if routes.added + routes.removed + neighbours > 0 {
+            info!(
+                added = routes.added,
+                removed = routes.removed,
+                neighbours,
+                "kernel routes brought up to date"
+            );
+        }
+        self.publish(&facts)
+    }
+
+    /// What is known about the node's own network, read from the kernel when it may have changed.
+    async fn facts(&mut self) -> Result<Facts, PassError> {
+        let age = if self.stale { FACTS_AGE_CHANGED } else { FACTS_AGE };
+        if let Some((_, facts)) = self.facts.as_ref().filter(|(since, _)| since.elapsed() < age) {
+            return Ok(facts.clone());
+        }
+        // What changes from here on is seen by the next pass.
+        self.stale = false;
+        let facts = self.gather().await?;
+        let known = self.facts.as_ref().map(|(_, known)| &known.uplinks);
+        if known != Some(&facts.uplinks) {
+            for uplink in &facts.uplinks {
+                info!(device = uplink.name, mtu = uplink.mtu, addresses = ?uplink.addresses, "uplink");
+            }
+        }
+        self.facts = Some((Instant::now(), facts.clone()));
+        Ok(facts)
+    }
+
+    async fn gather(&self) -> Result<Facts, PassError> {
+        let Agent { netlink, config, .. } = &*self.agent;
+        let own = self.nodes.get(&config.node_name).map(|own| own.addresses.clone()).unwrap_or_default();
+        let uplinks = netlink.uplinks(&config.devices, &own).await?;
+        netlink.prepare_node(&uplinks).await?;
+        let mut next_hops = BTreeMap::new();
+        let others = self.nodes.iter().filter(|node| node.name != config.node_name);
+        for address in others.flat_map(|node| &node.addresses) {
+            if let Some(hop) = netlink.route_to(*address).await? {
+                next_hops.insert(*address, hop);
+            }
+        }
+        let mut facts = Facts {
+            node_name: config.node_name.clone(),
+            routing: config.routing,
+            masquerade: config.masquerade,
+            exempt_cidrs: config.exempt_cidrs.clone(),
+            mtu: config.mtu,
+            uplinks,
+            overlay_ifindex: None,
+            next_hops,
+            local_addresses: netlink.local_addresses().await?,
+            pods: Vec::new(),
+        };
+        match config.routing {
+            Routing::Tunnel => {
+                facts.overlay_ifindex = Some(netlink.ensure_overlay(pod_mtu(&facts, &self.nodes)).await?);
+            }
+            Routing::Native => {
+                netlink.delete_overlay().await?;
+            }
+        }
+        Ok(facts)
+    }
+
+    /// The endpoints that are ready and whose veth exists, each with whether the veth is up. An endpoint without veth
+    /// stays known until its DEL, but nobody can reach it: its pod is gone, or somebody took its network away.
+    fn wired_pods(&mut self, links: &[PodLinkInfo]) -> Vec<(Record, bool)> {
+        let up = |record: &Record| {
+            let ifindex = record.link?.ifindex;
+            links
+                .iter()
+                .find(|link| link.ifindex == ifindex && link.name == record.host_ifname)
+                .map(|it| it.up)
+        };
+        let agent = Arc::clone(&self.agent);
+        let ledger = agent.ledger();
+        let (mut pods, mut unlinked) = (Vec::new(), BTreeSet::new());
+        for record in ledger.records().filter(|record| record.phase == Phase::Ready) {
+            match up(record) {
+                Some(up) => pods.push((record.clone(), up)),
+                None => {
+                    if !self.said.unlinked.contains(&record.id) {
+                        let (endpoint, device) = (record.id, &record.host_ifname);
+                        info!(endpoint, device, "the endpoint's veth is gone: unreachable until its DEL");
+                    }
+                    unlinked.insert(record.id);
+                }
+            }
+        }
+        self.said.unlinked = unlinked;
+        pods
+    }
+
+    /// Somebody has set the pod's veth down.
+    async fn raise(&self, record: &Record) -> Result<(), NetlinkError> {
+        let Some(link) = record.link else { return Ok(()) };
+        warn!(endpoint = record.id, device = record.host_ifname, "the endpoint's veth was down");
+        self.agent.metrics.changed("pods", 1);
+        let existing = PodLink::existing(link.ifindex, link.mac);
+        self.agent.netlink.publish_pod_link(existing, &self.agent.pod_wiring(record)).await
+    }
+
+    /// Maps first: programs that are attached, or swapped, find them filled.
+    async fn bring_datapath(&self, desired: Desired, wanted: BTreeMap<u32, Role>) -> Result<(), PassError> {
+        let bring = move |datapath: &mut Datapath| -> Result<_, DatapathError> {
+            let repinned = !datapath.pins_intact();
+            if repinned {
+                datapath.repin()?;
+            }
+            Ok((repinned, datapath.apply(&desired)?, datapath.attach_all(&wanted)?))
+        };
+        let (repinned, maps, attachments) = self.agent.datapath.run(bring).await??;
+        if repinned {
+            warn!("somebody had removed pins: they are back");
+            self.agent.metrics.changed("pins", 1);
+        }
+        self.report("maps", maps);
+        self.report("attachments", attachments);
+        Ok(())
+    }
+
+    fn report(&self, what: &'static str, changes: Changes) {
+        let Changes { added, updated, removed } = changes;
+        self.agent.metrics.changed(what, added + updated + removed);
+        if changes != Changes::default() {
+            info!(what, added, updated, removed, "datapath brought up to date");
+        }
+    }
+
+    fn say(&mut self, problems: BTreeSet<Problem>) {
+        for problem in problems.difference(&self.said.problems) {
+            warn!("{problem}");
+        }
+        for problem in self.said.problems.difference(&problems) {
+            info!("no longer: {problem}");
+        }
+        self.said.problems = problems;
+    }
+
+    /// Lets calls see the node as it is now, and runtimes see the agent.
+    fn publish(&self, facts: &Facts) -> Result<(), PassError> {
+        let own = self.nodes.get(&facts.node_name);
+        let pod_cidrs = own.map(|own| own.pod_cidrs.clone()).unwrap_or_default();
+        self.agent.ledger().set_cidrs(&pod_cidrs);
+        let no_cidrs =
+            || format!("no Node object named {} with spec.podCIDRs has been seen", facts.node_name);
+        let view = View {
+            not_ready: pod_cidrs.is_empty().then(no_cidrs),
+            mtu: pod_mtu(facts, &self.nodes),
+            node_v4: node_address(facts, &self.nodes, true),
+            node_v6: node_address(facts, &self.nodes, false),
+            nodes: self.nodes.iter().count(),
+            pod_cidrs,
+            uplinks: facts.uplinks.iter().map(|uplink| uplink.name.clone()).collect(),
+        };
+        let ready = view.not_ready.is_none();
+        let before = self.agent.set_view(view);
+        match (before.not_ready.is_none(), ready) {
+            (false, true) => info!("ready: pods can be added"),
+            (true, false) => {
+                warn!("pods can no longer be added: {}", self.agent.view().not_ready.unwrap_or_default());
+            }
+            _ => {}
+        }
+        let config = &self.agent.config;
+        if ready && conflist::ensure(&config.cni_conf_dir, &config.run_dir)? {
+            info!(directory = %config.cni_conf_dir.display(), file = conflist::FILE_NAME, "wrote the CNI configuration");
+        }
+        Ok(())
+    }
+
+    async fn collect(&self) {
+        match self.agent.datapath.run(Datapath::collect_garbage).await {
+            Ok(Ok(stats)) => {
+                debug!(?stats, "collected flows that have ended");
+                self.agent.metrics.collected.inc_by(stats.removed as u64);
+            }
+            Ok(Err(error)) => warn!(%error, "cannot collect flows that have ended"),
+            Err(WorkerGone) => {}
+        }
+    }
+}
+
+/// The programs every device should carry. Host ends that no endpoint owns get theirs, too: without an entry in the maps
+/// the programs let nothing through.
+fn attachments(facts: &Facts, links: &[PodLinkInfo]) -> BTreeMap<u32, Role> {
+    let uplinks = facts.uplinks.iter().map(|uplink| (uplink.ifindex, Role::Uplink));
+    let overlay = facts.overlay_ifindex.map(|ifindex| (ifindex, Role::Overlay));
+    let pods = links.iter().map(|link| (link.ifindex, Role::Pod));
+    uplinks.chain(overlay).chain(pods).collect()
+}
+
+/// The permanent neighbour entries that the node's own packets to its pods need.
+fn neighbours(facts: &Facts) -> BTreeMap<(u32, std::net::IpAddr), datapath_ebpf::Mac> {
+    let of_pod = |pod: &crate::core::facts::PodFacts| {
+        let (ifindex, mac) = (pod.ifindex, pod.mac);
+        pod.addresses.iter().map(move |address| ((ifindex, *address), mac)).collect::<Vec<_>>()
+    };
+    facts.pods.iter().flat_map(of_pod).collect()
+}

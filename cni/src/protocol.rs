@@ -358,3 +358,66 @@ fn encode(message: &impl Serialize) -> Result<Vec<u8>, ProtocolError> {
     line.push(b'\n');
     Ok(line)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attachment() -> Attachment {
+        Attachment { container_id: "c0ffee".into(), ifname: "eth0".into(), network: "pods".into() }
+    }
+
+    /// Shim and agent of different builds meet: what is on the wire changes only with the version.
+    #[test]
+    fn requests_look_as_they_always_did() {
+        let add = Add {
+            attachment: attachment(),
+            netns: "/run/netns/x\ny".into(),
+            mtu: None,
+            addresses: Some(vec!["10.1.0.5/24".parse().unwrap()]),
+            pod: None,
+        };
+        for (call, expected) in [
+            (
+                Call::Add(add),
+                r#"{"version":1,"call":"add","attachment":{"container_id":"c0ffee","ifname":"eth0","network":"pods"},"netns":"/run/netns/x\ny","addresses":["10.1.0.5/24"]}"#,
+            ),
+            (Call::Status, r#"{"version":1,"call":"status"}"#),
+            (
+                Call::Gc(Gc {
+                    network: "pods".into(),
+                    keep: vec![Kept { container_id: "a".into(), ifname: "b".into() }],
+                }),
+                r#"{"version":1,"call":"gc","network":"pods","keep":[{"container_id":"a","ifname":"b"}]}"#,
+            ),
+        ] {
+            let request = Request::new(call);
+            let line = request.encode().unwrap();
+            assert_eq!(String::from_utf8(line.clone()).unwrap(), format!("{expected}\n"));
+            assert_eq!(Request::decode(&line).unwrap(), request);
+        }
+    }
+
+    #[test]
+    fn responses_look_as_they_always_did() {
+        for (response, expected) in [
+            (Response::Checked, r#""checked""#),
+            (Response::Collected { removed: 3 }, r#"{"collected":{"removed":3}}"#),
+            (Response::Deleted(Deleted { addresses: vec![] }), r#"{"deleted":{"addresses":[]}}"#),
+            (Response::error(11, "later", ""), r#"{"error":{"code":11,"msg":"later"}}"#),
+        ] {
+            let line = response.encode().unwrap();
+            assert_eq!(String::from_utf8(line.clone()).unwrap(), format!("{expected}\n"));
+            assert_eq!(Response::decode(&line).unwrap(), response);
+        }
+    }
+
+    #[test]
+    fn unknown_fields_are_ignored_and_another_version_is_named() {
+        let newer = br#"{"version":1,"call":"status","since":"tomorrow"}"#;
+        assert_eq!(Request::decode(newer).unwrap().call, Call::Status);
+        let other = Request::decode(br#"{"version":2,"call":"unheard-of"}"#);
+        assert!(matches!(other, Err(ProtocolError::Version { got: 2 })), "{other:?}");
+        assert!(matches!(Request::decode(b"{}"), Err(ProtocolError::Malformed(_))));
+    }
+}

@@ -127,3 +127,50 @@ fn hash(attachment: &Attachment) -> u64 {
     let bytes = parts.into_iter().flat_map(|part| part.bytes().chain([0]));
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn del(container_id: &str, ifname: &str, network: &str) -> Del {
+        let own = |text: &str| text.to_owned();
+        Del {
+            attachment: Attachment {
+                container_id: own(container_id),
+                ifname: own(ifname),
+                network: own(network),
+            },
+        }
+    }
+
+    #[test]
+    fn a_name_never_changes_between_versions() {
+        let path = Queue::new(Path::new("/run/hypha")).file(&del("c0ffee", "eth0", "pods").attachment);
+        assert_eq!(path, Path::new("/run/hypha/deletes/c0bacd839e97a329.json"));
+    }
+
+    #[test]
+    fn parts_of_the_identity_do_not_run_into_each_other() {
+        let hashes = [("ab", "c", "d"), ("a", "bc", "d"), ("a", "b", "cd"), ("abc", "d", "d")]
+            .map(|(id, ifname, network)| hash(&del(id, ifname, network).attachment));
+        assert_eq!(std::collections::BTreeSet::from(hashes).len(), hashes.len());
+    }
+
+    #[test]
+    fn what_is_pushed_is_listed_until_it_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let queue = Queue::new(&dir.path().join("run"));
+        assert!(queue.list().unwrap().is_empty());
+        // Longer than a file's name may be.
+        let dels = [del("a", "eth0", "n"), del("a", "eth1", "n"), del(&"b".repeat(500), "eth0", "n")];
+        for del in dels.iter().chain(&dels) {
+            queue.push(del).unwrap();
+        }
+        let mut listed: Vec<Del> = queue.list().unwrap().into_iter().map(Result::unwrap).collect();
+        listed.sort_by(|a, b| a.attachment.cmp(&b.attachment));
+        assert_eq!(listed, dels);
+        assert!(queue.remove(&dels[0].attachment).unwrap());
+        assert!(!queue.remove(&dels[0].attachment).unwrap());
+        assert_eq!(queue.list().unwrap().len(), 2);
+    }
+}

@@ -33,7 +33,7 @@ pub enum CallError {
         source: io::Error,
     },
     /// The agent did not take the call or did not answer in time.
-    #[error("the agent on {} did not answer within {timeout:?}", socket.display())]
+    #[error("the agent on {} did not answer within {:.1} s", socket.display(), timeout.as_secs_f64())]
     Timeout {
         /// The socket's path.
         socket: PathBuf,
@@ -227,5 +227,72 @@ impl Lines {
     /// The descriptor that came with the last request, once.
     pub fn take_fd(&mut self) -> Option<OwnedFd> {
         self.fd.take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::linux::fs::MetadataExt;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_descriptor_arrives_with_the_first_byte() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let deadline = Deadline {
+            at: Instant::now() + Duration::from_secs(9),
+            timeout: Duration::ZERO,
+            socket: Path::new("x"),
+        };
+        send_line(&ours, b"one\ntwo\n", Some(file.as_fd()), &deadline).unwrap();
+        let mut lines = Lines::default();
+        lines.fill(theirs.as_fd()).unwrap();
+        let received = std::fs::File::from(lines.take_fd().unwrap());
+        assert_eq!(received.metadata().unwrap().st_ino(), file.metadata().unwrap().st_ino());
+        assert!(lines.take_fd().is_none());
+        assert_eq!(lines.next_line().unwrap(), b"one");
+        assert_eq!(lines.next_line().unwrap(), b"two");
+        assert_eq!(lines.next_line(), None);
+    }
+
+    #[test]
+    fn an_endless_line_is_refused() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let writer = std::thread::spawn(move || while ours.write_all(&[b'x'; 8192]).is_ok() {});
+        let mut lines = Lines::default();
+        let error = std::iter::repeat_with(|| lines.fill(theirs.as_fd())).find_map(Result::err).unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        drop(theirs);
+        writer.join().unwrap();
+    }
+
+    proptest! {
+        #[test]
+        fn lines_do_not_depend_on_how_the_bytes_arrive(
+            lines in prop::collection::vec("[^\n]{0,40}", 0..6),
+            cuts in prop::collection::vec(1_usize..30, 0..12),
+        ) {
+            let (mut ours, theirs) = UnixStream::pair().unwrap();
+            let bytes: Vec<u8> = lines.iter().flat_map(|line| format!("{line}\n").into_bytes()).collect();
+            let mut received = Lines::default();
+            let mut found = Vec::new();
+            let mut rest = &bytes[..];
+            for cut in cuts.into_iter().chain([usize::MAX]) {
+                let (now, later) = rest.split_at(cut.min(rest.len()));
+                rest = later;
+                if now.is_empty() {
+                    continue;
+                }
+                ours.write_all(now).unwrap();
+                received.fill(theirs.as_fd()).unwrap();
+                found.extend(std::iter::from_fn(|| received.next_line()));
+            }
+            let expected: Vec<Vec<u8>> = lines.into_iter().map(String::into_bytes).collect();
+            prop_assert_eq!(found, expected);
+        }
     }
 }

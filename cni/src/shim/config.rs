@@ -129,6 +129,14 @@ fn field<T: DeserializeOwned>(object: &Map<String, Value>, key: &str) -> Result<
     }
 }
 
+/// Like [`field`], for a dictionary: serde would take an array for one, too.
+fn dictionary<T: DeserializeOwned>(object: &Map<String, Value>, key: &str) -> Result<Option<T>, ErrorReply> {
+    match object.get(key) {
+        Some(value) if !value.is_object() && !value.is_null() => Err(invalid(key, value, "it is no object")),
+        _ => field(object, key),
+    }
+}
+
 fn invalid(key: &str, value: &Value, why: &str) -> ErrorReply {
     let msg = format!("the network configuration's key {key:?} is wrong");
     ErrorReply::new(code::INVALID_CONFIG, msg, format!("{key} is {value}: {why}"))
@@ -153,7 +161,7 @@ fn mtu(object: &Map<String, Value>) -> Result<Option<u32>, ErrorReply> {
 }
 
 fn ipam(object: &Map<String, Value>) -> Result<Option<String>, ErrorReply> {
-    let kind = field::<Ipam>(object, "ipam")?.map(|ipam| ipam.kind).unwrap_or_default();
+    let kind = dictionary::<Ipam>(object, "ipam")?.map(|ipam| ipam.kind).unwrap_or_default();
     if kind.contains('/') || kind == "." || kind == ".." {
         return Err(invalid(
             "ipam.type",
@@ -170,7 +178,7 @@ fn dns(object: &Map<String, Value>) -> Result<Dns, ErrorReply> {
     let wanted = runtime.as_ref().map(runtime_dns).transpose()?.flatten();
     Ok(match wanted {
         Some(dns) if !dns.is_empty() => dns,
-        _ => field(object, "dns")?.unwrap_or_default(),
+        _ => dictionary(object, "dns")?.unwrap_or_default(),
     })
 }
 
@@ -183,7 +191,7 @@ fn runtime_dns(runtime: &Map<String, Value>) -> Result<Option<Dns>, ErrorReply> 
         searches: Vec<String>,
         options: Vec<String>,
     }
-    let dns: Option<RuntimeDns> = field(runtime, "dns")?;
+    let dns: Option<RuntimeDns> = dictionary(runtime, "dns")?;
     Ok(dns.map(|dns| Dns {
         nameservers: dns.servers,
         domain: String::new(),
@@ -236,4 +244,75 @@ fn timeout(object: &Map<String, Value>) -> Result<Duration, ErrorReply> {
         return Err(invalid("timeout", &seconds.into(), "it is in seconds, from 0.01 to 600"));
     }
     Ok(Duration::from_secs_f64(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(json: &str) -> Result<Config, ErrorReply> {
+        Config::read(&parse_object(json.as_bytes())?, Verb::Add)
+    }
+
+    #[test]
+    fn null_and_zero_mean_the_default() {
+        let config = read(
+            r#"{"cniVersion": "1.0.0", "name": "n", "mtu": 0, "socket": null, "ipam": {}, "dns": null,
+                "prevResult": null, "runtimeConfig": {"mac": "", "ips": []}}"#,
+        );
+        let expected = Config {
+            version: SpecVersion::V1_0_0,
+            name: "n".into(),
+            mtu: None,
+            socket: DEFAULT_SOCKET.into(),
+            ipam: None,
+            dns: Dns::default(),
+            prev_result: None,
+            valid_attachments: None,
+            timeout: DEFAULT_TIMEOUT,
+        };
+        assert_eq!(config.unwrap(), expected);
+    }
+
+    #[test]
+    fn an_ipam_plugin_may_serve_addresses_the_runtime_asks_for() {
+        let with = |ipam: &str| {
+            let ips = r#""runtimeConfig": {"ips": ["10.0.0.9/24"]}"#;
+            read(&format!(r#"{{"cniVersion": "1.0.0", "name": "n", {ips}, "ipam": {ipam}}}"#))
+        };
+        assert_eq!(with(r#"{"type": "static"}"#).unwrap().ipam.as_deref(), Some("static"));
+        assert_eq!(with("{}").unwrap_err().code, code::UNSUPPORTED_FIELD);
+    }
+
+    /// Any JSON of a few levels, with the keys that matter among its keys.
+    fn json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            "1.0.0|1.1.0|[a-z/.]{0,6}".prop_map(Value::from),
+        ];
+        let key = "cniVersion|name|mtu|socket|ipam|type|dns|runtimeConfig|prevResult|timeout|ips|[a-z]{1,3}";
+        leaf.prop_recursive(3, 24, 6, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::btree_map(key, inner, 0..8)
+                    .prop_map(|m| Value::Object(m.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_input_is_accepted_or_refused_with_a_code_of_the_specification(value in json()) {
+            if let Err(error) = read(&value.to_string()) {
+                let codes = [
+                    code::INCOMPATIBLE_VERSION, code::UNSUPPORTED_FIELD, code::DECODE_FAILURE, code::INVALID_CONFIG,
+                ];
+                prop_assert!(codes.contains(&error.code), "{}", error);
+            }
+        }
+    }
 }

@@ -193,3 +193,72 @@ pub(super) fn pod_name(args: &str, foreign_allowed: bool) -> Result<Option<PodNa
         uid: uid.filter(|uid| !uid.is_empty()).map(owned),
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_pod_needs_namespace_and_name() {
+        let pod = |args| pod_name(args, false).unwrap();
+        assert_eq!(pod(""), None);
+        assert_eq!(pod("K8S_POD_NAME=web;IgnoreUnknown=1"), None);
+        let expected = PodName { namespace: "shop".into(), name: "web".into(), uid: None };
+        assert_eq!(pod("K8S_POD_UID=;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;"), Some(expected));
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_unless_somebody_may_know_them() {
+        for (args, foreign_allowed, accepted) in [
+            ("MAC=x", false, false),
+            ("MAC=x;IgnoreUnknown=0", false, false),
+            ("MAC=x;IgnoreUnknown=1", false, true),
+            ("IgnoreUnknown=true;MAC=x", false, true),
+            ("MAC=x", true, true),
+        ] {
+            assert_eq!(pod_name(args, foreign_allowed).is_ok(), accepted, "{args}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_variables_are_accepted_or_refused_as_invalid_environment(
+            verb in "ADD|DEL|CHECK|GC|STATUS|VERSION|.{0,8}",
+            id in ".{0,20}",
+            ifname in ".{0,20}",
+            args in ".{0,40}",
+        ) {
+            let value = |name: &str| match name {
+                "CNI_COMMAND" => Some(verb.clone().into()),
+                "CNI_CONTAINERID" => Some(id.clone().into()),
+                "CNI_IFNAME" => Some(ifname.clone().into()),
+                "CNI_NETNS" => Some("/n".into()),
+                _ => None,
+            };
+            match Environment::read(value) {
+                Ok(environment) if environment.verb.has_container() => {
+                    prop_assert!(is_name(&environment.container_id));
+                    prop_assert!(!environment.ifname.contains('/') && environment.ifname.len() < 16);
+                }
+                Ok(_) => {}
+                Err(error) => prop_assert_eq!(error.code, code::INVALID_ENVIRONMENT),
+            }
+            if let Err(error) = pod_name(&args, false) {
+                prop_assert_eq!(error.code, code::INVALID_ENVIRONMENT);
+            }
+        }
+
+        #[test]
+        fn a_pods_name_is_found_wherever_it_stands(
+            namespace in "[a-z0-9-]{1,20}",
+            name in "[a-z0-9.-]{1,20}",
+            before in "([A-Z]{1,5}=[a-z=]{0,5};){0,3}",
+            after in "(;[A-Z]{1,5}=[a-z=]{0,5}){0,3}",
+        ) {
+            let args = format!("{before}K8S_POD_NAME={name};K8S_POD_NAMESPACE={namespace}{after}");
+            prop_assert_eq!(pod_name(&args, true).unwrap(), Some(PodName { namespace, name, uid: None }));
+        }
+    }
+}

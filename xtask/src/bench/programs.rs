@@ -1,6 +1,7 @@
 //! What each program costs per packet, by `BPF_PROG_TEST_RUN`.
 //!
-//! The programs are those that an agent has attached, with the maps that it filled, found by asking the devices.
+//! The programs are those that an agent has attached, with the maps that it filled, found by asking the devices. The
+//! agent's own library could do that too, but xtask does not depend on it: it must run when the agent does not build.
 
 use std::ffi::CString;
 use std::io;

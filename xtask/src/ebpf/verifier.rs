@@ -70,12 +70,19 @@ pub fn measure(object: &[u8]) -> anyhow::Result<Vec<Program>> {
 /// The programs as a table.
 pub fn table_of(programs: &[Program]) -> String {
     let rows = programs.iter().map(|p| {
-        let stack: Vec<String> = p.stack.iter().map(u32::to_string).collect();
-        let numbers = [p.instructions.to_string(), p.verified.to_string(), p.jited_bytes.to_string()];
-        let [instructions, verified, jited] = numbers;
-        [p.name.clone(), instructions, verified, jited, stack.join("+")]
+        let own = p.stack.first().copied().unwrap_or_default();
+        let callees = p.stack.get(1..).unwrap_or_default();
+        let deepest = callees.iter().max().copied().unwrap_or_default();
+        [
+            p.name.clone(),
+            p.instructions.to_string(),
+            p.verified.to_string(),
+            p.jited_bytes.to_string(),
+            own.to_string(),
+            format!("{} (largest {deepest})", callees.len()),
+        ]
     });
-    table(["program", "instructions", "verified", "jited bytes", "stack bytes"], rows)
+    table(["program", "instructions", "verified", "jited bytes", "stack bytes", "callees' stacks"], rows)
 }
 
 /// A map as the loader would make it, contents of constants included: the verifier folds them.

@@ -1,0 +1,58 @@
+//! The layouts of the maps' keys and values, as a snapshot: pinned maps outlive the agent that made them.
+//!
+//! When this fails, a layout changed: raise `LAYOUT` in `src/maps.rs`, accept the snapshot (`cargo insta review`), and
+//! add the line that `cargo xtask tidy` asks for to `layouts`.
+
+use std::fmt::Write as _;
+use std::mem::offset_of;
+
+use datapath_ebpf::maps::{
+    Counter, Endpoint, Flow, FlowKey, Fragment, FragmentKey, LAYOUT, Node, Reverse, Route, Uplink,
+};
+use datapath_ebpf::{Ip, Mac, Port};
+
+/// Describes a type by offset and size of its fields, and checks that the list names them all.
+macro_rules! layout {
+    ($text:ident, $type:ident { $($field:ident),+ $(,)? }) => {{
+        let size_of_field = |field: fn(&$type) -> usize| {
+            // SAFETY: every bit pattern is a value of these types (`zerocopy::FromBytes`).
+            field(&unsafe { std::mem::zeroed::<$type>() })
+        };
+        let mut fields = vec![$((
+            offset_of!($type, $field),
+            size_of_field(|value| size_of_val(&value.$field)),
+            stringify!($field),
+        )),+];
+        fields.sort_unstable();
+        writeln!($text, "{} {}", stringify!($type), size_of::<$type>()).unwrap();
+        let mut end = 0;
+        for (offset, size, name) in fields {
+            assert_eq!(offset, end, "{}: a field before `{name}` is missing here", stringify!($type));
+            end += size;
+            writeln!($text, "  {offset:>3} +{size:<2} {name}").unwrap();
+        }
+        assert_eq!(end, size_of::<$type>(), "{}: the last fields are missing here", stringify!($type));
+    }};
+}
+
+#[test]
+fn layouts_are_those_of_the_version_they_claim() {
+    let mut text = format!("LAYOUT {LAYOUT}\n");
+    layout!(text, Ip { bytes });
+    layout!(text, Mac { bytes });
+    layout!(text, Port { bytes });
+    layout!(text, Endpoint { ifindex, mac, flags, id });
+    layout!(text, Route { next_hop, ifindex, mtu, kind, reserved });
+    layout!(text, Uplink { masquerade_v6, masquerade_v4, mtu, flags });
+    layout!(text, Node { address_v4, address_v6, overlay_ifindex, layout });
+    layout!(text, FlowKey { src, dst, src_port, dst_port, protocol, reserved });
+    layout!(
+        text,
+        Flow { created, last_seen, packets, bytes, nat_address, nat_port, flags, tcp_flags, reserved }
+    );
+    layout!(text, Reverse { last_seen, packets, bytes, address, port, flags, tcp_flags, reserved });
+    layout!(text, FragmentKey { src, dst, id, protocol, reserved });
+    layout!(text, Fragment { address });
+    layout!(text, Counter { packets, bytes });
+    insta::assert_snapshot!(text);
+}

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+pub const HYPHA_CNI: &str = env!("CARGO_BIN_EXE_hypha-cni");
+
 pub const CONTAINER: &str = "c0ffee";
 
 /// A case's directory.
@@ -136,8 +138,13 @@ impl Plugin {
 
     /// Runs it.
     pub fn run(self) -> Outcome {
+        self.run_as(HYPHA_CNI)
+    }
+
+    /// Runs another plugin in its place.
+    pub fn run_as(self, executable: &str) -> Outcome {
         let started = Instant::now();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_hypha-cni"))
+        let mut child = Command::new(executable)
             .env_clear()
             .envs(&self.variables)
             .stdin(Stdio::piped())

@@ -1,5 +1,7 @@
 //! What ADD prints, in each version of the specification, alone and behind other plugins.
 
+use std::path::Path;
+
 use hypha_cni::protocol::{Add, Attachment, Call, PodName};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
@@ -7,6 +9,9 @@ use serde_json::{Value, json};
 use crate::agent::FakeAgent;
 use crate::case;
 use crate::harness::{CONTAINER, Place};
+
+/// From Debian's containernetworking-plugins.
+const PORTMAP: &str = "/usr/lib/cni/portmap";
 
 pub fn cases() -> Vec<Trial> {
     let mut cases = Vec::new();
@@ -17,6 +22,12 @@ pub fn cases() -> Vec<Trial> {
             let result = place.plugin("ADD").with("cniVersion", version).run().result();
             assert_eq!(result, expected(version, &place.netns().display().to_string()));
         }));
+    }
+    for version in ["0.3.1", "0.4.0", "1.0.0"] {
+        let name =
+            format!("ADD {version}: the library that runtimes use reads the result, and loses nothing");
+        let body = move || a_runtimes_library_reads(version);
+        cases.push(case(name, body).with_ignored_flag(!Path::new(PORTMAP).exists()));
     }
     cases.push(case(
         "ADD: the agent gets the identity, the pod's name, the MTU and the namespace itself",
@@ -88,6 +99,26 @@ pub fn cases() -> Vec<Trial> {
         assert_eq!(result["dns"], json!({"nameservers": ["192.0.2.53"], "search": ["example.org"]}));
     }));
     cases
+}
+
+/// The reference plugin portmap, with no ports to map, reads `prevResult` by the library of all runtimes and prints
+/// it again.
+fn a_runtimes_library_reads(version: &str) {
+    let place = Place::new();
+    let _agent = FakeAgent::obedient(&place.socket());
+    let result = place.plugin("ADD").with("cniVersion", version).run().result();
+    let mut printed = place
+        .plugin("ADD")
+        .with("cniVersion", version)
+        .with("type", "portmap")
+        .with("prevResult", result.clone())
+        .run_as(PORTMAP)
+        .result();
+    // Go prints an empty dictionary where we print none.
+    if printed["dns"] == json!({}) {
+        printed.as_object_mut().unwrap().remove("dns");
+    }
+    assert_eq!(printed, result);
 }
 
 fn chained() {

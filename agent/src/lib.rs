@@ -4,6 +4,7 @@
 //! the desired state; [`daemon`] brings [`netlink`] and [`datapath`] to it and keeps them there. [`store`] is what
 //! survives a restart of the agent, [`cli`] what an operator types.
 
+mod causes;
 pub mod cli;
 pub mod core;
 pub mod daemon;

@@ -3,6 +3,7 @@
 mod cleanup;
 mod client;
 mod endpoint;
+mod maps;
 mod output;
 mod status;
 
@@ -15,7 +16,10 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use tracing_subscriber::EnvFilter;
 
-use crate::daemon::{self, Options};
+use crate::{
+    causes::with_causes,
+    daemon::{self, Options},
+};
 
 /// Hypha: a Kubernetes network whose dataplane is eBPF.
 #[derive(Debug, Parser)]
@@ -34,6 +38,20 @@ enum Command {
     /// Show the pods' interfaces on this node
     #[command(subcommand, visible_alias = "endpoints")]
     Endpoint(endpoint::EndpointCommand),
+    /// Show the way to other nodes, from the maps
+    #[command(subcommand, visible_alias = "routes")]
+    Route(maps::ListCommand),
+    /// Show the flows that are tracked, from the maps
+    #[command(subcommand)]
+    Conntrack(maps::ListCommand),
+    /// Show where replies to masqueraded packets go, from the maps
+    #[command(subcommand)]
+    Nat(maps::ListCommand),
+    /// Show the maps themselves
+    #[command(subcommand, visible_alias = "maps")]
+    Map(maps::MapCommand),
+    /// Show what became of packets: how many were forwarded and dropped, and why
+    Metrics(maps::MapArgs),
     /// Remove every trace of a stopped agent from this node; its pods lose their network
     Cleanup(cleanup::CleanupArgs),
     /// Print completions for a shell
@@ -68,7 +86,7 @@ pub fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", with_causes(error.as_ref()));
             ExitCode::FAILURE
         }
     }
@@ -82,6 +100,11 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Status(args) => status::run(&args),
         Command::Endpoint(command) => endpoint::run(&command),
+        Command::Route(maps::ListCommand::List(args)) => maps::routes(&args),
+        Command::Conntrack(maps::ListCommand::List(args)) => maps::conntrack(&args),
+        Command::Nat(maps::ListCommand::List(args)) => maps::nat(&args),
+        Command::Map(command) => maps::map(&command),
+        Command::Metrics(args) => maps::counters(&args),
         Command::Cleanup(args) => cleanup::run(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "hypha", &mut io::stdout());

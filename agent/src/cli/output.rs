@@ -3,6 +3,7 @@
 use clap::ValueEnum;
 use comfy_table::{Table, presets};
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 /// Form of a command's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -28,6 +29,35 @@ fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String
         }
     }
     table.trim_fmt()
+}
+
+/// Prints rows of values: a table under the columns' names, or a JSON array of objects with the names as keys.
+pub fn print_listing(
+    format: Format,
+    columns: &[&str],
+    rows: impl IntoIterator<Item = Vec<Value>>,
+) -> anyhow::Result<()> {
+    match format {
+        Format::Json => {
+            let keys = || columns.iter().map(|&column| column.to_owned());
+            let objects = rows.into_iter().map(|row| keys().zip(row).collect::<Map<_, _>>());
+            print_json(&objects.collect::<Vec<_>>())
+        }
+        Format::Table => {
+            let header: Vec<String> = columns.iter().map(|column| column.to_uppercase()).collect();
+            let header: Vec<&str> = header.iter().map(String::as_str).collect();
+            print_table(&header, rows.into_iter().map(|row| row.iter().map(cell).collect()));
+            Ok(())
+        }
+    }
+}
+
+fn cell(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
 }
 
 /// Prints a document.

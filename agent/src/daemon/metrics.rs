@@ -18,9 +18,10 @@ use prometheus_client::{
     registry::Registry,
 };
 use tokio::net::TcpListener;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::agent::Agent;
+use crate::{causes::with_causes, datapath::read};
 
 /// Labels of a CNI call.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -50,6 +51,14 @@ pub struct WhatLabel {
 pub struct ResultLabel {
     /// `ok` or `error`.
     pub result: &'static str,
+}
+
+/// Labels of what became of packets.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OutcomeLabels {
+    program: &'static str,
+    fate: &'static str,
+    outcome: &'static str,
 }
 
 /// Label of a pod prefix.
@@ -138,9 +147,28 @@ fn render(agent: &Agent) -> Result<String, std::fmt::Error> {
     drop(ledger);
     registry.register("ipam_capacity", "Addresses of a pod prefix", capacity);
     registry.register("ipam_used", "Addresses of a pod prefix that pods hold", used);
+    add_packets(agent, &mut registry);
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
+}
+
+/// What became of packets; left out when the map cannot be read, which the log tells about.
+fn add_packets(agent: &Agent, registry: &mut Registry) {
+    let rows = read::counters(&agent.config.bpf_dir).unwrap_or_else(|error| {
+        warn!(error = with_causes(&error), "cannot read the counters");
+        Vec::new()
+    });
+    let (packets, bytes) =
+        (Family::<OutcomeLabels, Counter>::default(), Family::<OutcomeLabels, Counter>::default());
+    for row in rows {
+        let fate = if row.drop { "drop" } else { "forward" };
+        let labels = OutcomeLabels { program: row.program, fate, outcome: row.outcome };
+        packets.get_or_create(&labels).inc_by(row.packets);
+        bytes.get_or_create(&labels).inc_by(row.bytes);
+    }
+    registry.register("packets", "Packets by program and what became of them", packets);
+    registry.register("bytes", "Bytes by program and what became of them", bytes);
 }
 
 /// Serves `/metrics`, `/healthz` and `/readyz` until the runtime ends.

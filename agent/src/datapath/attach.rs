@@ -173,8 +173,11 @@ impl Attachments {
             // The pin first: closing the last handle on an unpinned link is what detaches.
             links::remove(&links::pin_of(&self.directory, program, ifindex))?;
             self.links.remove(&(ifindex, program));
-            info!(program = program.name(), ifindex, "detached");
-            removed += 1;
+            // Of a device that is gone only the pin was left.
+            if device_exists(ifindex) {
+                info!(program = program.name(), ifindex, "detached");
+                removed += 1;
+            }
         }
         Ok(removed)
     }

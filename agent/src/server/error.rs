@@ -6,6 +6,7 @@ use hypha_cni::protocol::{ErrorReply, code};
 use nix::errno::Errno;
 
 use crate::{
+    causes::with_causes,
     core::ipam::IpamError,
     daemon::WorkerGone,
     datapath::DatapathError,
@@ -92,16 +93,6 @@ impl CallError {
 
     /// As the shim passes it on; `call` is the verb that failed.
     pub fn reply(&self, call: &str) -> ErrorReply {
-        let mut details = self.to_string();
-        let mut source = std::error::Error::source(self);
-        while let Some(cause) = source {
-            // Many messages contain their cause already.
-            let cause_text = cause.to_string();
-            if !details.contains(&cause_text) {
-                details = format!("{details}: {cause_text}");
-            }
-            source = cause.source();
-        }
-        ErrorReply { code: self.code(), msg: format!("{call} failed"), details }
+        ErrorReply { code: self.code(), msg: format!("{call} failed"), details: with_causes(self) }
     }
 }

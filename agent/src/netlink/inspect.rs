@@ -7,7 +7,7 @@ use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage};
 
 use super::{
     NetlinkError,
-    message::{Link, family},
+    message::{Link, Neighbour, family},
     netns::OwnThread,
     pod::{PodWiring, gateway},
     routes,
@@ -69,10 +69,9 @@ fn host_end(socket: &mut Socket, w: &PodWiring) -> Result<HostEnd, PodMismatch> 
             return Err(missing(format!("the node's route to {}", wanted.prefix)));
         }
     }
-    let mut neighbours = Vec::new();
-    for ip in &w.addresses {
-        neighbours.push((*ip, permanent_neighbour(socket, &link, *ip)?));
-    }
+    let entries = socket.neighbours(Some(link.ifindex))?;
+    let known = |ip: &IpAddr| Ok((*ip, permanent_neighbour(&entries, &link.name, *ip)?));
+    let neighbours = w.addresses.iter().map(known).collect::<Result<_, PodMismatch>>()?;
     Ok(HostEnd { ifindex: link.ifindex, neighbours })
 }
 
@@ -82,6 +81,7 @@ fn container_end(socket: &mut Socket, w: &PodWiring) -> Result<Link, PodMismatch
         equal(&w.container_ifname, "MAC", &wanted, &found)?;
     }
     let addresses = socket.addresses()?;
+    let neighbours = socket.neighbours(Some(link.ifindex))?;
     for ip in &w.addresses {
         if !addresses.iter().any(|it| it.ifindex == link.ifindex && it.ip == *ip) {
             return Err(missing(format!("address {ip} on {}", link.name)));
@@ -90,7 +90,7 @@ fn container_end(socket: &mut Socket, w: &PodWiring) -> Result<Link, PodMismatch
         if !has_default_route(socket, link.ifindex, gateway)? {
             return Err(missing(format!("default route via {gateway} on {}", link.name)));
         }
-        let known = permanent_neighbour(socket, &link, gateway)?;
+        let known = permanent_neighbour(&neighbours, &link.name, gateway)?;
         equal(&link.name, &format!("neighbour {gateway}"), &GATEWAY_MAC, &known)?;
     }
     Ok(link)
@@ -105,10 +105,9 @@ fn device(socket: &mut Socket, name: &str, mtu: u32) -> Result<Link, PodMismatch
     Ok(link)
 }
 
-fn permanent_neighbour(socket: &mut Socket, link: &Link, ip: IpAddr) -> Result<Mac, PodMismatch> {
-    let entries = socket.neighbours()?;
-    let entry = entries.iter().find(|it| it.ifindex == link.ifindex && it.ip == ip && it.permanent);
-    entry.map(|it| it.mac).ok_or_else(|| missing(format!("permanent neighbour {ip} on {}", link.name)))
+fn permanent_neighbour(entries: &[Neighbour], device: &str, ip: IpAddr) -> Result<Mac, PodMismatch> {
+    let entry = entries.iter().find(|it| it.ip == ip && it.permanent);
+    entry.map(|it| it.mac).ok_or_else(|| missing(format!("permanent neighbour {ip} on {device}")))
 }
 
 fn has_default_route(socket: &mut Socket, ifindex: u32, gateway: IpAddr) -> Result<bool, NetlinkError> {

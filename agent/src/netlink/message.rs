@@ -46,13 +46,6 @@ pub(super) fn set_up(ifindex: u32, name: &str) -> Request {
     set_flags(ifindex, name, LinkFlags::Up, LinkFlags::Up)
 }
 
-/// Deletes a device.
-pub(super) fn delete_link(ifindex: u32, name: &str) -> Request {
-    let mut message = LinkMessage::default();
-    message.header.index = ifindex;
-    Request::new(format!("delete {name}"), RouteNetlinkMessage::DelLink(message), 0)
-}
-
 /// Gives a device an address of its own (/32, /128), usable at once. No prefix route: the pod has explicit routes.
 pub(super) fn add_address(ifindex: u32, name: &str, ip: IpAddr) -> Request {
     let mut message = AddressMessage::default();
@@ -217,6 +210,17 @@ impl Socket {
         self.link(Request::new(format!("read device {ifindex}"), RouteNetlinkMessage::GetLink(message), 0))
     }
 
+    /// Deletes a device; `Ok(false)` when it was not there.
+    pub fn delete_link(&mut self, name: &str) -> Result<bool, NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.into()));
+        match self.one(Request::new(format!("delete {name}"), RouteNetlinkMessage::DelLink(message), 0)) {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     fn link(&mut self, request: Request) -> Result<Option<Link>, NetlinkError> {
         match self.one(request) {
             Ok(Some(RouteNetlinkMessage::NewLink(message))) => Ok(Some(message.into())),
@@ -250,9 +254,11 @@ impl Socket {
             .collect())
     }
 
-    /// Every neighbour entry of every device, of both families.
-    pub fn neighbours(&mut self) -> Result<Vec<Neighbour>, NetlinkError> {
-        let request = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
+    /// Every neighbour entry of both families, of one device or of all.
+    pub fn neighbours(&mut self, ifindex: Option<u32>) -> Result<Vec<Neighbour>, NetlinkError> {
+        let mut message = NeighbourMessage::default();
+        message.attributes.extend(ifindex.map(NeighbourAttribute::IfIndex));
+        let request = RouteNetlinkMessage::GetNeighbour(message);
         let entries = self.dump("read the neighbours", &request)?.into_iter();
         Ok(entries
             .filter_map(|entry| match entry {

@@ -49,6 +49,7 @@ pub use self::{
 };
 use self::{
     message::{Neighbour, replace_neighbour},
+    monitor::LinkWatch,
     socket::Socket,
 };
 pub use crate::core::facts::{KernelRoute, NextHop, RouteTarget, UplinkInfo};
@@ -86,11 +87,17 @@ impl Netlink {
         blocking("publish pod link", move |socket| pod::publish(socket, link, &w)).await
     }
 
-    /// Deletes the veth; `Ok(false)` when it was not there. Returns when the kernel has let go of it, which takes
-    /// milliseconds: RCU grace periods.
+    /// Deletes the veth; `Ok(false)` when it was not there.
+    ///
+    /// Returns when no namespace has the device any more. That is well before the kernel answers the request (1 ms
+    /// against 20 ms), which it does when the last RCU callback has freed the memory; a thread stays behind for that.
     pub async fn delete_pod_link(&self, host_ifname: &str) -> Result<bool, NetlinkError> {
-        let host_ifname = host_ifname.to_owned();
-        blocking("delete pod link", move |socket| pod::delete(socket, &host_ifname)).await
+        let mut watch = LinkWatch::start()?;
+        let name = host_ifname.to_owned();
+        tokio::select! {
+            answered = blocking("delete pod link", move |socket| socket.delete_link(&name)) => answered,
+            () = watch.gone(host_ifname) => Ok(true),
+        }
     }
 
     /// Compares a pod's wiring with what it should be; the error names the first difference.
@@ -138,7 +145,7 @@ impl Netlink {
 
     /// Deletes the VXLAN device; `Ok(false)` when it was not there.
     pub async fn delete_overlay(&self) -> Result<bool, NetlinkError> {
-        blocking("delete overlay", overlay::delete).await
+        blocking("delete overlay", |socket| socket.delete_link(OVERLAY_IFNAME)).await
     }
 
     /// Makes the agent's own routes (by routing protocol) equal to `wanted`, pods' routes ([`PodWiring::routes`])
@@ -183,7 +190,7 @@ fn ensure_neighbours(
     socket: &mut Socket,
     wanted: &BTreeMap<(u32, IpAddr), Mac>,
 ) -> Result<usize, NetlinkError> {
-    let present = socket.neighbours()?;
+    let present = socket.neighbours(None)?;
     let present: BTreeMap<(u32, IpAddr), &Neighbour> =
         present.iter().filter(|it| it.permanent).map(|it| ((it.ifindex, it.ip), it)).collect();
     let missing = wanted.iter().filter(|(key, mac)| present.get(*key).is_none_or(|it| it.mac != **mac));

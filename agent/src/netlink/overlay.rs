@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use super::{
     NetlinkError,
-    message::{Link, delete_link, set_flags},
+    message::{Link, set_flags},
     socket::{Request, Socket},
     sysctl,
 };
@@ -28,9 +28,9 @@ pub const OVERLAY_VNI: u32 = 1;
 pub(super) fn ensure(socket: &mut Socket, mtu: u32) -> Result<u32, NetlinkError> {
     let link = match socket.link_by_name(OVERLAY_IFNAME)? {
         Some(link) if is_sound(&link.message) => link,
-        Some(link) => {
+        Some(_) => {
             warn!(device = OVERLAY_IFNAME, "someone changed the overlay device: making it anew");
-            socket.run(&[delete_link(link.ifindex, OVERLAY_IFNAME)])?;
+            socket.delete_link(OVERLAY_IFNAME)?;
             create(socket, mtu)?
         }
         None => create(socket, mtu)?,
@@ -38,14 +38,6 @@ pub(super) fn ensure(socket: &mut Socket, mtu: u32) -> Result<u32, NetlinkError>
     sysctl::prepare_own_device(OVERLAY_IFNAME, false)?;
     repair(socket, &link, mtu)?;
     Ok(link.ifindex)
-}
-
-/// Deletes the device; `Ok(false)` when it was not there.
-pub(super) fn delete(socket: &mut Socket) -> Result<bool, NetlinkError> {
-    match socket.link_by_name(OVERLAY_IFNAME)? {
-        Some(link) => socket.run(&[delete_link(link.ifindex, OVERLAY_IFNAME)]).map(|()| true),
-        None => Ok(false),
-    }
 }
 
 fn create(socket: &mut Socket, mtu: u32) -> Result<Link, NetlinkError> {

@@ -28,7 +28,7 @@ use tracing::warn;
 
 use super::{
     NetlinkError,
-    message::{Link, add_address, delete_link, family, host_prefix, new_route, replace_neighbour, set_up},
+    message::{Link, add_address, family, host_prefix, new_route, replace_neighbour, set_up},
     netns::OwnThread,
     routes,
     socket::{Request, Socket},
@@ -119,7 +119,7 @@ pub(super) fn create(thread: &OwnThread, netns: &OwnedFd, w: &PodWiring) -> Resu
     let configured = sysctl::prepare_own_device(&w.host_ifname, w.has_ipv6())
         .and_then(|()| configure_container(thread, netns, host_ifindex, w));
     if configured.is_err()
-        && let Err(error) = host.run(&[delete_link(host_ifindex, &w.host_ifname)])
+        && let Err(error) = host.delete_link(&w.host_ifname)
     {
         warn!(%error, "could not take back a veth that failed half-way");
     }
@@ -139,16 +139,6 @@ pub(super) fn publish(host: &mut Socket, link: PodLink, w: &PodWiring) -> Result
         pod.link_by_index(ifindex)?;
     }
     Ok(())
-}
-
-/// Deletes the host end and with it the whole veth; `Ok(false)` when it was not there.
-pub(super) fn delete(host: &mut Socket, host_ifname: &str) -> Result<bool, NetlinkError> {
-    let Some(link) = host.link_by_name(host_ifname)? else { return Ok(false) };
-    match host.run(&[delete_link(link.ifindex, host_ifname)]) {
-        Ok(()) => Ok(true),
-        Err(error) if error.is_not_found() => Ok(false),
-        Err(error) => Err(error),
-    }
 }
 
 /// The host ends of pods' veths.
@@ -182,7 +172,7 @@ fn create_veth(host: &mut Socket, netns: &OwnedFd, w: &PodWiring) -> Result<u32,
     let request = veth_request(netns, w);
     let made = match host.one(request.clone()) {
         Err(error) if error.errno() == Some(Errno::EEXIST) => {
-            if !delete(host, &w.host_ifname)? {
+            if !host.delete_link(&w.host_ifname)? {
                 return Err(NetlinkError::InterfaceExists { ifname: w.container_ifname.clone() });
             }
             host.one(request.clone())

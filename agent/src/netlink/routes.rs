@@ -55,7 +55,7 @@ pub(super) fn sync(
     socket: &mut Socket,
     wanted: &BTreeSet<KernelRoute>,
 ) -> Result<RouteChanges, NetlinkError> {
-    let present = present(socket)?;
+    let present = present(socket, None)?;
     let slots: BTreeSet<Slot> = wanted.iter().map(KernelRoute::slot).collect();
 
     let missing = wanted.iter().filter(|route| {
@@ -101,14 +101,15 @@ fn is_removal(request: &Request) -> bool {
     matches!(request.message, RouteNetlinkMessage::DelRoute(_))
 }
 
-/// The agent's routes in the main table.
-fn present(socket: &mut Socket) -> Result<BTreeMap<Slot, Present>, NetlinkError> {
+/// The agent's routes in the main table, through one device or all.
+fn present(socket: &mut Socket, ifindex: Option<u32>) -> Result<BTreeMap<Slot, Present>, NetlinkError> {
     let mut present = BTreeMap::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut request = RouteMessage::default();
         request.header.address_family = family;
         request.header.table = RouteHeader::RT_TABLE_MAIN;
         request.header.protocol = RouteProtocol::Other(HYPHA_RT_PROTO);
+        request.attributes.extend(ifindex.map(RouteAttribute::Oif));
         for entry in dump(socket, request)? {
             if let Some((slot, it)) = Present::parse(entry) {
                 present.insert(slot, it);
@@ -120,13 +121,7 @@ fn present(socket: &mut Socket) -> Result<BTreeMap<Slot, Present>, NetlinkError>
 
 /// The agent's routes through one device.
 pub(super) fn through(socket: &mut Socket, ifindex: u32) -> Result<Vec<KernelRoute>, NetlinkError> {
-    let leads_there = |route: &KernelRoute| match route.target {
-        RouteTarget::Link { ifindex: it }
-        | RouteTarget::Gateway { ifindex: it, .. }
-        | RouteTarget::Tunnel { ifindex: it, .. } => it == ifindex,
-        RouteTarget::Unreachable => false,
-    };
-    Ok(present(socket)?.into_values().filter_map(|it| it.route).filter(leads_there).collect())
+    Ok(present(socket, Some(ifindex))?.into_values().filter_map(|it| it.route).collect())
 }
 
 /// The routes that match `request`, filtered by the kernel; none for a family that the kernel does not have.

@@ -186,7 +186,7 @@ fn delete_without_agent(lab: &mut Lab) -> Result<()> {
 fn garbage_collection(lab: &mut Lab) -> Result<()> {
     let node = lab.node(0);
     let [a, b] = [node.add_pod("a")?, node.add_pod("b")?];
-    let mut config = node.network_config()?;
+    let mut config = node.newest_config()?;
     config["cni.dev/valid-attachments"] = json!([{ "containerID": a.container_id(), "ifname": a.ifname() }]);
     node.cni(&Call { command: "GC", container_id: "", netns: None, ifname: "", config: &config })?
         .success()?;

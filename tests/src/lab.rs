@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::{
@@ -91,7 +91,7 @@ impl LabSpec {
             }
             for node in &lab.nodes {
                 if let Err(error) = node.wait_ready() {
-                    return Err(error.context(lab.diagnosis()));
+                    bail!("{error:#}\n{}", lab.diagnosis());
                 }
             }
             lab.started = true;

@@ -230,9 +230,17 @@ impl Node {
         cni::call(&self.netns, &Path::new(REFERENCE_PLUGINS).join(name), REFERENCE_PLUGINS, call)
     }
 
+    /// The network configuration in the first version of the specification that has STATUS and GC. The agent writes an
+    /// older one, for older runtimes; a runtime that knows better may use what it knows.
+    pub fn newest_config(&self) -> Result<Value> {
+        let mut config = self.network_config()?;
+        config["cniVersion"] = json!("1.1.0");
+        Ok(config)
+    }
+
     /// CNI STATUS.
     pub fn cni_status(&self) -> Result<Reply> {
-        let config = self.network_config()?;
+        let config = self.newest_config()?;
         self.cni(&Call { command: "STATUS", container_id: "", netns: None, ifname: "", config: &config })
     }
 

@@ -4,7 +4,7 @@ mod maps;
 mod report;
 mod rows;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 
 pub use maps::MapsReport;
 pub use report::{hints, json, text};
@@ -73,7 +73,7 @@ fn run_on(lab: Lab, progress: &dyn Fn(&str)) -> Result<Demo> {
     let routing = lab.routing();
     progress(&format!("{routing} routing: adding pods through hypha-cni"));
     let outcome = add_pods(&lab);
-    let pods = outcome.map_err(|error| error.context(lab.diagnosis()))?;
+    let pods = outcome.map_err(|error| anyhow!("{error:#}\n{}", lab.diagnosis()))?;
     let rows = rows::measure(&lab, &pods, progress);
     progress(&format!("{routing} routing: looking into the maps"));
     let maps = MapsReport::read(lab.node(0)).context("cannot read the maps")?;

@@ -16,8 +16,7 @@ use std::process::Command;
 const NESTED: &str = "HYPHA_CNI_NESTED";
 
 /// Outer settings that would have the inner cargo build something else, or for somebody else.
-const OUTER_VARIABLES: [&str; 12] = [
-    "RUSTC",
+const OUTER_VARIABLES: [&str; 11] = [
     "RUSTC_WRAPPER",
     "RUSTC_WORKSPACE_WRAPPER",
     "RUSTC_LINKER",

@@ -100,23 +100,27 @@ pub(super) fn declared_version(object: &Map<String, Value>) -> Result<String, Er
 
 impl Config {
     /// Checks the configuration for `verb`.
+    ///
+    /// What only ADD uses is only checked by ADD: a configuration that ADD refused must not make the DEL that follows
+    /// fail for ever.
     pub(super) fn read(object: &Map<String, Value>, verb: Verb) -> Result<Self, ErrorReply> {
         let version = SpecVersion::parse(&declared_version(object)?)?;
         version.require(verb)?;
         let ipam = ipam(object)?;
-        if verb == Verb::Add {
+        let is_add = verb == Verb::Add;
+        if is_add {
             refuse_unserved_capabilities(object, ipam.is_some())?;
         }
         Ok(Self {
             version,
             name: name(object)?,
-            mtu: mtu(object)?,
-            socket: field(object, "socket")?.unwrap_or_else(|| DEFAULT_SOCKET.into()),
+            mtu: if is_add { mtu(object)? } else { None },
+            socket: socket(object)?,
             ipam,
-            dns: dns(object)?,
+            dns: if is_add { dns(object)? } else { Dns::default() },
             prev_result: object.get("prevResult").filter(|value| !value.is_null()).cloned(),
-            valid_attachments: valid_attachments(object)?,
-            timeout: timeout(object)?,
+            valid_attachments: if verb == Verb::Gc { valid_attachments(object)? } else { None },
+            timeout: if is_add { timeout(object)? } else { timeout(object).unwrap_or(DEFAULT_TIMEOUT) },
         })
     }
 }
@@ -149,6 +153,15 @@ fn name(object: &Map<String, Value>) -> Result<String, ErrorReply> {
     }
     let why = "a network's name starts with a letter or digit, then come letters, digits, '_', '.' and '-'";
     Err(invalid("name", &Value::String(name), why))
+}
+
+fn socket(object: &Map<String, Value>) -> Result<PathBuf, ErrorReply> {
+    match field::<PathBuf>(object, "socket")? {
+        Some(path) if !path.is_absolute() => {
+            Err(invalid("socket", &path.to_string_lossy().into(), "it must be an absolute path"))
+        }
+        path => Ok(path.unwrap_or_else(|| DEFAULT_SOCKET.into())),
+    }
 }
 
 /// 0 means "as the plugin thinks best", as it does to the reference plugins.

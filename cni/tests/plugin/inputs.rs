@@ -53,7 +53,13 @@ pub fn cases() -> Vec<Trial> {
     cases.push(case("DEL: what only ADD needs is not looked at", || {
         let place = Place::new();
         let _agent = FakeAgent::obedient(&place.socket());
-        let plugin = place.plugin("DEL").with("prevResult", 7).with("runtimeConfig", json!({"mac": "x"}));
+        let plugin = place
+            .plugin("DEL")
+            .with("prevResult", 7)
+            .with("mtu", 576)
+            .with("dns", 7)
+            .with("timeout", 0)
+            .with("runtimeConfig", json!({"mac": "x"}));
         plugin
             .env("CNI_ARGS", "nonsense")
             .env_remove("CNI_NETNS")
@@ -85,6 +91,7 @@ fn wrong_values() -> Vec<(&'static str, Value)> {
         ("mtu", json!(576)),
         ("mtu", json!(70000)),
         ("socket", json!(7)),
+        ("socket", json!("hypha.sock")),
         ("ipam", json!("host-local")),
         ("ipam", json!(["host-local"])),
         ("ipam", json!({"type": "../../bin/sh"})),

@@ -9,7 +9,7 @@ use hypha_cni::queue::Queue;
 use ipnet::IpNet;
 use tokio::sync::RwLock;
 
-use super::{Config, metrics::Metrics, worker::Worker};
+use super::{Config, expedite::Expedite, metrics::Metrics, worker::Worker};
 use crate::{
     netlink::{Netlink, PodWiring},
     store::{Ledger, Record},
@@ -26,6 +26,8 @@ pub struct Agent {
     pub datapath: Worker,
     /// Deletes that came while no agent ran.
     pub queue: Queue,
+    /// Short waits inside the kernel while calls are under way.
+    pub expedite: Expedite,
     /// What it counts.
     pub metrics: Metrics,
     /// Read-held while a call wires or unwires a pod, write-held while a reconciliation compares pods with the kernel:
@@ -72,11 +74,13 @@ impl Agent {
     /// Puts the parts together.
     pub fn new(config: Config, netlink: Netlink, datapath: Worker, ledger: Ledger) -> Self {
         let queue = Queue::new(&config.run_dir);
+        let expedite = Expedite::new(&config.run_dir, config.expedite_rcu);
         Self {
             config,
             netlink,
             datapath,
             queue,
+            expedite,
             metrics: Metrics::default(),
             wiring: RwLock::new(()),
             ledger: Mutex::new(ledger),

@@ -48,6 +48,10 @@ pub struct Options {
     #[arg(long, env = "HYPHA_EXEMPT_CIDR", value_name = "CIDR", value_delimiter = ',')]
     pub exempt_cidr: Vec<IpNet>,
 
+    /// Whether the kernel's RCU grace periods are shortened while pods are wired [default: true]
+    #[arg(long, env = "HYPHA_EXPEDITE_RCU", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub expedite_rcu: Option<bool>,
+
     /// MTU of the pods in bytes [default: the uplink's, less the encapsulation]
     #[arg(long, env = "HYPHA_MTU", value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1280..=65535))]
     pub mtu: Option<u32>,
@@ -119,6 +123,8 @@ pub struct Config {
     pub masquerade: bool,
     /// Prefixes that are never masqueraded.
     pub exempt_cidrs: Vec<IpNet>,
+    /// Whether RCU grace periods are shortened while pods are wired.
+    pub expedite_rcu: bool,
     /// MTU of the pods when it is not to be found.
     pub mtu: Option<u32>,
     /// Socket and state.
@@ -152,6 +158,7 @@ impl Options {
             devices: or(self.device, file.device),
             masquerade: self.masquerade.or(file.masquerade).unwrap_or(true),
             exempt_cidrs: or(self.exempt_cidr, file.exempt_cidr),
+            expedite_rcu: self.expedite_rcu.or(file.expedite_rcu).unwrap_or(true),
             mtu: self.mtu.or(file.mtu),
             run_dir: self.run_dir.or(file.run_dir).unwrap_or_else(|| RUN_DIR.into()),
             bpf_dir: self.bpf_dir.or(file.bpf_dir).unwrap_or_else(|| BPF_DIR.into()),
@@ -211,6 +218,7 @@ mod tests {
                 devices: Vec::new(),
                 masquerade: true,
                 exempt_cidrs: Vec::new(),
+                expedite_rcu: true,
                 mtu: None,
                 run_dir: "/run/hypha".into(),
                 bpf_dir: "/sys/fs/bpf/hypha".into(),

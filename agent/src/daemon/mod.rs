@@ -10,6 +10,7 @@
 mod agent;
 mod config;
 mod conflist;
+mod expedite;
 mod metrics;
 mod preflight;
 mod reconcile;

@@ -33,6 +33,7 @@ pub async fn add(agent: &Agent, locks: &Locks, add: Add, netns: Option<OwnedFd>)
     let namespace = NamespaceId::of(&netns).map_err(CallError::Namespace)?;
     let _one = locks.lock(&add.attachment).await;
     let _wiring = agent.wiring.read().await;
+    let _short = agent.expedite.begin();
     let view = agent.view();
     if let Some(reason) = view.not_ready {
         return Err(CallError::NotReady(reason));
@@ -127,6 +128,7 @@ fn added(record: &Record) -> Added {
 pub async fn del(agent: &Agent, locks: &Locks, attachment: &Attachment) -> Result<Deleted, CallError> {
     let _one = locks.lock(attachment).await;
     let _wiring = agent.wiring.read().await;
+    let _short = agent.expedite.begin();
     Ok(Deleted { addresses: remove(agent, attachment).await? })
 }
 

@@ -88,11 +88,13 @@ struct Report {
 pub fn run(options: &Options) -> anyhow::Result<()> {
     ensure!(workspace::is_root(), "benchmarks make network namespaces: run them as root");
     packages::ensure_installed()?;
-    if !options.baselines {
+    // Other binaries can be named, to compare two builds.
+    if !options.baselines && std::env::var_os("HYPHA_BIN_DIR").is_none() {
         let binaries = compile::binaries(true)?;
         // SAFETY: no other thread runs yet.
         unsafe { std::env::set_var("HYPHA_BIN_DIR", binaries) };
     }
+    warn_when_busy();
     let report = measure(options)?;
     if options.json {
         println!("{}", serde_json::to_string_pretty(&report).context("writing JSON")?);
@@ -102,6 +104,15 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let failed = report.paths.iter().filter_map(|row| row.error.as_deref()).collect::<Vec<_>>();
     ensure!(failed.is_empty(), "paths that carry no traffic:\n  {}", failed.join("\n  "));
     Ok(())
+}
+
+/// Rates are taken at real-time priority, but nothing can be done for processes that others start and wait for.
+fn warn_when_busy() {
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().unwrap_or_default();
+    if load.parse().is_ok_and(|load: f64| load > 0.5) {
+        eprintln!("this machine is busy (load {load}): CNI latencies include waiting for others");
+    }
 }
 
 fn measure(options: &Options) -> anyhow::Result<Report> {

@@ -7,9 +7,10 @@ use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage};
 
 use super::{
     NetlinkError,
+    container::gateway,
     message::{Link, Neighbour, family},
     netns::OwnThread,
-    pod::{PodWiring, gateway},
+    pod::PodWiring,
     routes,
     socket::Socket,
 };

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `socket` | requests, dumps and errors of the protocol |
 //! | `message` | requests and answers shared by the others |
-//! | `pod`, `inspect` | a pod's veth: make, publish, delete; compare |
+//! | `pod`, `container`, `inspect` | a pod's veth: make and publish; its end in the pod; compare |
 //! | `overlay` | the VXLAN device |
 //! | `routes` | the agent's routes in the main table, by diff |
 //! | `uplink` | uplinks, own addresses, next hops |
@@ -17,6 +17,7 @@
 //! Ownership is told by: the name and MAC of a pod's host end, the overlay device's name, and routing protocol 72 of a
 //! route. Nothing else is ever changed or removed.
 
+mod container;
 mod error;
 mod inspect;
 mod message;

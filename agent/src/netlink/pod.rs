@@ -6,14 +6,11 @@
 //! happens inside the pod runs on one short-lived thread that enters its namespace once.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
     os::fd::{AsRawFd, OwnedFd},
 };
 
-use datapath_ebpf::{
-    Mac,
-    addr::{GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6},
-};
+use datapath_ebpf::{Mac, addr::GATEWAY_MAC};
 use ipnet::IpNet;
 use nix::errno::Errno;
 use rtnetlink::{
@@ -21,14 +18,14 @@ use rtnetlink::{
     packet_route::{
         RouteNetlinkMessage,
         link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage},
-        route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
     },
 };
 use tracing::warn;
 
 use super::{
     NetlinkError,
-    message::{Link, add_address, family, host_prefix, new_route, replace_neighbour, set_up},
+    container::{self, Container},
+    message::{Link, replace_neighbour, set_up},
     netns::OwnThread,
     routes,
     socket::{Request, Socket},
@@ -70,11 +67,6 @@ impl PodWiring {
     pub(super) fn has_ipv6(&self) -> bool {
         self.addresses.iter().any(IpAddr::is_ipv6)
     }
-
-    /// The gateways that the pod's families need.
-    pub(super) fn gateways(&self) -> Vec<IpAddr> {
-        self.addresses.iter().map(|ip| gateway(*ip)).collect()
-    }
 }
 
 /// A pod's veth as it was made.
@@ -84,8 +76,8 @@ pub struct PodLink {
     pub host_ifindex: u32,
     /// The container end's MAC.
     pub mac: Mac,
-    /// The container end, while the wiring is being made: its number, and a socket in its namespace.
-    container: Option<(u32, Socket)>,
+    /// The container end, while the wiring is being made.
+    container: Option<Container>,
 }
 
 impl PodLink {
@@ -106,18 +98,14 @@ pub struct PodLinkInfo {
     pub up: bool,
 }
 
-/// The gateway of `ip`'s family inside every pod.
-pub(super) fn gateway(ip: IpAddr) -> IpAddr {
-    if ip.is_ipv4() { Ipv4Addr::from(GATEWAY_V4).into() } else { Ipv6Addr::from(GATEWAY_V6).into() }
-}
-
 /// Makes the veth with its container end configured and up in `netns`, and the host end still down. Leaves nothing
 /// behind when it fails.
 pub(super) fn create(thread: &OwnThread, netns: &OwnedFd, w: &PodWiring) -> Result<PodLink, NetlinkError> {
     let mut host = Socket::open()?;
     let host_ifindex = create_veth(&mut host, netns, w)?;
     let configured = sysctl::prepare_own_device(&w.host_ifname, w.has_ipv6())
-        .and_then(|()| configure_container(thread, netns, host_ifindex, w));
+        .and_then(|()| container::configure(thread, netns, w))
+        .map(|container| PodLink { host_ifindex, mac: container.mac, container: Some(container) });
     if configured.is_err()
         && let Err(error) = host.delete_link(&w.host_ifname)
     {
@@ -134,9 +122,9 @@ pub(super) fn publish(host: &mut Socket, link: PodLink, w: &PodWiring) -> Result
     for route in w.routes(link.host_ifindex) {
         put_route(host, &route)?;
     }
-    if let Some((ifindex, mut pod)) = link.container {
+    if let Some(mut container) = link.container {
         // See `link_by_name`: otherwise the pod's first packets could be lost.
-        pod.link_by_index(ifindex)?;
+        container.socket.link_by_index(container.ifindex)?;
     }
     Ok(())
 }
@@ -214,76 +202,4 @@ fn veth_request(netns: &OwnedFd, w: &PodWiring) -> Request {
         RouteNetlinkMessage::NewLink(host),
         NLM_F_CREATE | NLM_F_EXCL | NLM_F_ECHO,
     )
-}
-
-/// Enters the pod and configures its end: addresses, up, neighbours, routes.
-fn configure_container(
-    thread: &OwnThread,
-    netns: &OwnedFd,
-    host_ifindex: u32,
-    w: &PodWiring,
-) -> Result<PodLink, NetlinkError> {
-    thread.enter(netns)?;
-    sysctl::prepare_container_device(&w.container_ifname, w.has_ipv6())?;
-    let mut pod = Socket::open()?;
-    let answer = |lacks| NetlinkError::Answer { what: format!("read device {}", w.container_ifname), lacks };
-    let link = pod.link_by_name(&w.container_ifname)?.ok_or_else(|| answer("the new device"))?;
-    let mac = link.mac.ok_or_else(|| answer("a MAC"))?;
-
-    let ifindex = link.ifindex;
-    let mut requests: Vec<Request> =
-        w.addresses.iter().map(|ip| add_address(ifindex, &w.container_ifname, *ip)).collect();
-    requests.push(set_up(ifindex, &w.container_ifname));
-    for gateway in w.gateways() {
-        requests.push(replace_neighbour(ifindex, gateway, GATEWAY_MAC));
-    }
-    pod.run(&requests)?;
-    add_routes(&mut pod, ifindex, w)?;
-    Ok(PodLink { host_ifindex, mac, container: Some((ifindex, pod)) })
-}
-
-/// The pod's routes: the gateway on the link, the default through it. A pod with several of our interfaces keeps the
-/// first one's routes in force; those of the others have a higher metric and serve sockets bound to the interface.
-fn add_routes(pod: &mut Socket, ifindex: u32, w: &PodWiring) -> Result<(), NetlinkError> {
-    for ip in &w.addresses {
-        for route in container_routes(ifindex, *ip) {
-            let what = format!("add a route of {} in the pod", w.container_ifname);
-            let flags = NLM_F_CREATE | NLM_F_EXCL;
-            let added = pod.run(&[new_route(what.clone(), route.clone(), flags)]);
-            if !matches!(&added, Err(error) if error.errno() == Some(Errno::EEXIST)) {
-                added?;
-                continue;
-            }
-            let mut route = route;
-            route.attributes.push(RouteAttribute::Priority(SECONDARY_METRIC + ifindex));
-            pod.run(&[new_route(what, route, flags)])?;
-        }
-    }
-    Ok(())
-}
-
-/// Above IPv6's default metric of 1024.
-const SECONDARY_METRIC: u32 = 2000;
-
-fn container_routes(ifindex: u32, ip: IpAddr) -> Vec<RouteMessage> {
-    let route = |scope, attributes: Vec<RouteAttribute>, prefix_length| {
-        let mut message = RouteMessage::default();
-        message.header.address_family = family(ip);
-        message.header.destination_prefix_length = prefix_length;
-        message.header.table = RouteHeader::RT_TABLE_MAIN;
-        message.header.protocol = RouteProtocol::Static;
-        message.header.scope = scope;
-        message.header.kind = RouteType::Unicast;
-        message.attributes = attributes;
-        message.attributes.push(RouteAttribute::Oif(ifindex));
-        message
-    };
-    let gateway = gateway(ip);
-    let default = route(RouteScope::Universe, vec![RouteAttribute::Gateway(gateway.into())], 0);
-    if gateway.is_ipv6() {
-        // Link-local: on the link without saying so.
-        return vec![default];
-    }
-    let on_link = vec![RouteAttribute::Destination(gateway.into())];
-    vec![route(RouteScope::Link, on_link, host_prefix(gateway)), default]
 }

@@ -116,6 +116,24 @@ fn a_strict_reverse_path_filter_of_the_node_is_overridden() {
 }
 
 #[test]
+fn ipv6_that_is_off_by_default_is_switched_on_for_a_pod_that_needs_it_and_only_for_it() {
+    fn switch_off() {
+        std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
+    }
+    for (addresses, disabled) in [(&[V4, V6][..], "0"), (&[V4], "1")] {
+        on_a_node(async move |netlink| {
+            let (pod, w) = (Pod::new(), wiring(addresses));
+            switch_off();
+            pod.inside(switch_off);
+            wire(&netlink, &pod, &w).await;
+            netlink.inspect_pod(pod.netns(), &w).await.unwrap();
+            assert_eq!(sysctl("net/ipv6/conf/hy0123456789abc/disable_ipv6"), disabled);
+            assert_eq!(pod.inside(|| sysctl("net/ipv6/conf/eth0/disable_ipv6")), disabled);
+        });
+    }
+}
+
+#[test]
 fn a_wanted_mac_is_given() {
     on_a_node(async |netlink| {
         let (pod, mut w) = (Pod::new(), wiring(&[V4]));
@@ -162,17 +180,20 @@ fn a_failure_half_way_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_second_interface_leaves_the_first_ones_routes_in_force() {
+fn a_second_interface_answers_by_itself_and_leaves_the_first_ones_routes_in_force() {
     on_a_node(async |netlink| {
         let (pod, first) = (Pod::new(), wiring(&[V4, V6]));
         let mut second = wiring(&["10.244.1.6", "fd00:10:244:1::6"]);
         (second.host_ifname, second.container_ifname) = ("hyba9876543210f".into(), "net1".into());
         wire(&netlink, &pod, &first).await;
         wire(&netlink, &pod, &second).await;
-        for target in ["203.0.113.9", "2001:db8:9::9"] {
+        for (target, source) in [("203.0.113.9", "10.244.1.6"), ("2001:db8:9::9", "fd00:10:244:1::6")] {
             assert_eq!(pod.ip_list(&format!("route get {target}"))[0]["dev"], "eth0");
             assert_eq!(pod.ip_list(&format!("route get {target} oif net1"))[0]["dev"], "net1");
+            assert_eq!(pod.ip_list(&format!("route get {target} from {source}"))[0]["dev"], "net1");
         }
+        // Again: the rules of the first attempt are still there.
+        wire(&netlink, &pod, &second).await;
         for w in [&first, &second] {
             netlink.inspect_pod(pod.netns(), w).await.unwrap();
         }

@@ -11,6 +11,7 @@ mod agent;
 mod config;
 mod conflist;
 mod expedite;
+mod facts;
 mod metrics;
 mod preflight;
 mod reconcile;

@@ -17,13 +17,14 @@ use tracing::{debug, error, info, warn};
 use super::{
     agent::{Agent, View},
     conflist::{self, ConflistError},
+    facts,
     worker::WorkerGone,
 };
 use crate::{
     core::{
         Desired,
         desired::{Compiled, Problem, compile, node_address, pod_mtu},
-        facts::{Facts, Routing},
+        facts::Facts,
         nodes::Nodes,
     },
     datapath::{Changes, Datapath, DatapathError, Role},
@@ -203,12 +204,12 @@ impl Reconciler {
         let facts = Facts { pods: pods.iter().filter_map(|(record, _)| record.facts()).collect(), ..facts };
         let Compiled { desired, kernel_routes, problems } = compile(&self.nodes, &facts);
         self.say(problems);
-        self.bring_datapath(desired, attachments(&facts, &links)).await?;
+        self.bring_datapath(desired, facts::attachments(&facts, &links)).await?;
         for (record, _) in pods.iter().filter(|(_, up)| !up) {
             self.raise(record).await?;
         }
         let routes = agent.netlink.sync_routes(&kernel_routes).await?;
-        let neighbours = agent.netlink.ensure_neighbours(&neighbours(&facts)).await?;
+        let neighbours = agent.netlink.ensure_neighbours(&facts::neighbours(&facts)).await?;
         drop(quiet);
         agent.metrics.changed("routes", routes.added + routes.removed);
         agent.metrics.changed("neighbours", neighbours);
@@ -231,7 +232,7 @@ impl Reconciler {
         }
         // What changes from here on is seen by the next pass.
         self.stale = false;
-        let facts = self.gather().await?;
+        let facts = facts::gather(&self.agent, &self.nodes).await?;
         let known = self.facts.as_ref().map(|(_, known)| &known.uplinks);
         if known != Some(&facts.uplinks) {
             for uplink in &facts.uplinks {
@@ -239,41 +240,6 @@ impl Reconciler {
             }
         }
         self.facts = Some((Instant::now(), facts.clone()));
-        Ok(facts)
-    }
-
-    async fn gather(&self) -> Result<Facts, PassError> {
-        let Agent { netlink, config, .. } = &*self.agent;
-        let own = self.nodes.get(&config.node_name).map(|own| own.addresses.clone()).unwrap_or_default();
-        let uplinks = netlink.uplinks(&config.devices, &own).await?;
-        netlink.prepare_node(&uplinks).await?;
-        let mut next_hops = BTreeMap::new();
-        let others = self.nodes.iter().filter(|node| node.name != config.node_name);
-        for address in others.flat_map(|node| &node.addresses) {
-            if let Some(hop) = netlink.route_to(*address).await? {
-                next_hops.insert(*address, hop);
-            }
-        }
-        let mut facts = Facts {
-            node_name: config.node_name.clone(),
-            routing: config.routing,
-            masquerade: config.masquerade,
-            exempt_cidrs: config.exempt_cidrs.clone(),
-            mtu: config.mtu,
-            uplinks,
-            overlay_ifindex: None,
-            next_hops,
-            local_addresses: netlink.local_addresses().await?,
-            pods: Vec::new(),
-        };
-        match config.routing {
-            Routing::Tunnel => {
-                facts.overlay_ifindex = Some(netlink.ensure_overlay(pod_mtu(&facts, &self.nodes)).await?);
-            }
-            Routing::Native => {
-                netlink.delete_overlay().await?;
-            }
-        }
         Ok(facts)
     }
 
@@ -394,22 +360,4 @@ impl Reconciler {
             Err(WorkerGone) => {}
         }
     }
-}
-
-/// The programs every device should carry. Host ends that no endpoint owns get theirs, too: without an entry in the maps
-/// the programs let nothing through.
-fn attachments(facts: &Facts, links: &[PodLinkInfo]) -> BTreeMap<u32, Role> {
-    let uplinks = facts.uplinks.iter().map(|uplink| (uplink.ifindex, Role::Uplink));
-    let overlay = facts.overlay_ifindex.map(|ifindex| (ifindex, Role::Overlay));
-    let pods = links.iter().map(|link| (link.ifindex, Role::Pod));
-    uplinks.chain(overlay).chain(pods).collect()
-}
-
-/// The permanent neighbour entries that the node's own packets to its pods need.
-fn neighbours(facts: &Facts) -> BTreeMap<(u32, std::net::IpAddr), datapath_ebpf::Mac> {
-    let of_pod = |pod: &crate::core::facts::PodFacts| {
-        let (ifindex, mac) = (pod.ifindex, pod.mac);
-        pod.addresses.iter().map(move |address| ((ifindex, *address), mac)).collect::<Vec<_>>()
-    };
-    facts.pods.iter().flat_map(of_pod).collect()
 }

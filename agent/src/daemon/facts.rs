@@ -1,0 +1,70 @@
+//! What the desired state needs to know about this machine, asked of the kernel.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use datapath_ebpf::Mac;
+
+use super::agent::Agent;
+use crate::{
+    core::{
+        desired::pod_mtu,
+        facts::{Facts, Routing},
+        nodes::Nodes,
+    },
+    datapath::Role,
+    netlink::{NetlinkError, PodLinkInfo},
+};
+
+/// Everything but the pods. Makes or repairs the tunnel device on the way, because its number is among the facts.
+pub async fn gather(agent: &Agent, nodes: &Nodes) -> Result<Facts, NetlinkError> {
+    let Agent { netlink, config, .. } = agent;
+    let own = nodes.get(&config.node_name).map(|own| own.addresses.clone()).unwrap_or_default();
+    let uplinks = netlink.uplinks(&config.devices, &own).await?;
+    netlink.prepare_node(&uplinks).await?;
+    let mut next_hops = BTreeMap::new();
+    let others = nodes.iter().filter(|node| node.name != config.node_name);
+    for address in others.flat_map(|node| &node.addresses) {
+        if let Some(hop) = netlink.route_to(*address).await? {
+            next_hops.insert(*address, hop);
+        }
+    }
+    let mut facts = Facts {
+        node_name: config.node_name.clone(),
+        routing: config.routing,
+        masquerade: config.masquerade,
+        exempt_cidrs: config.exempt_cidrs.clone(),
+        mtu: config.mtu,
+        uplinks,
+        overlay_ifindex: None,
+        next_hops,
+        local_addresses: netlink.local_addresses().await?,
+        pods: Vec::new(),
+    };
+    match config.routing {
+        Routing::Tunnel => {
+            facts.overlay_ifindex = Some(netlink.ensure_overlay(pod_mtu(&facts, nodes)).await?);
+        }
+        Routing::Native => {
+            netlink.delete_overlay().await?;
+        }
+    }
+    Ok(facts)
+}
+
+/// The programs every device should carry. Host ends that no endpoint owns get theirs, too: without an entry in the maps
+/// the programs let nothing through.
+pub fn attachments(facts: &Facts, links: &[PodLinkInfo]) -> BTreeMap<u32, Role> {
+    let uplinks = facts.uplinks.iter().map(|uplink| (uplink.ifindex, Role::Uplink));
+    let overlay = facts.overlay_ifindex.map(|ifindex| (ifindex, Role::Overlay));
+    let pods = links.iter().map(|link| (link.ifindex, Role::Pod));
+    uplinks.chain(overlay).chain(pods).collect()
+}
+
+/// The permanent neighbour entries that the node's own packets to its pods need.
+pub fn neighbours(facts: &Facts) -> BTreeMap<(u32, IpAddr), Mac> {
+    let mut neighbours = BTreeMap::new();
+    for pod in &facts.pods {
+        neighbours.extend(pod.addresses.iter().map(|address| ((pod.ifindex, *address), pod.mac)));
+    }
+    neighbours
+}

@@ -3,12 +3,14 @@
 use std::{
     io::ErrorKind,
     net::{IpAddr, SocketAddr, UdpSocket},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use hypha_lab::{
     Family, Lab, LabSpec, Protocol, Routing, Station,
     maps::Maps,
+    poll,
     traffic::{exchange, socket},
 };
 use libtest_mimic::Trial;
@@ -174,6 +176,9 @@ fn flows_are_listed(lab: &mut Lab) -> Result<()> {
     };
     ensure!(of_pod()? == (2, 2), "one flow of each family, not {:?}", of_pod()?);
     a.delete()?;
-    ensure!(of_pod()? == (0, 0), "flows of a deleted pod are left: {:?}", of_pod()?);
-    Ok(())
+    // Not at once: they go with the next collection, which runs every ten seconds.
+    poll::eventually("the flows are forgotten", Duration::from_secs(15), || {
+        ensure!(of_pod()? == (0, 0), "flows of a deleted pod are left: {:?}", of_pod()?);
+        Ok(())
+    })
 }

@@ -1,14 +1,17 @@
 //! The cluster changes while it runs: nodes come and go, and addresses move.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::{IpAddr, UdpSocket},
+    time::Duration,
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use datapath_ebpf::Ip;
 use hypha_lab::{
     Family, Lab, LabSpec, Node, Pod, Protocol, Routing, Station,
     maps::Maps,
     poll, shell,
-    traffic::{exchange, probe::Probe},
+    traffic::{exchange, probe::Probe, socket},
 };
 use libtest_mimic::Trial;
 use serde_json::json;
@@ -17,6 +20,8 @@ use crate::support::{Checks, scenario};
 
 /// How long a change may take to reach all nodes.
 const SOON: Duration = Duration::from_secs(5);
+/// The same where an attempt may come too early and then waits for an answer that went to the old address.
+const SOON_AFTER_A_MISS: Duration = Duration::from_secs(15);
 
 /// All of this module.
 pub fn scenarios() -> Vec<Trial> {
@@ -77,6 +82,11 @@ fn added_and_removed(lab: &mut Lab) -> Result<()> {
 fn another_address(lab: &mut Lab) -> Result<()> {
     let [a, c] = [lab.node(0).add_pod("a")?, lab.node(1).add_pod("c")?];
     let node = lab.node(1);
+    let old_flows = Family::BOTH.map(|family| Dialogue::open(&c, lab.world(), family));
+    let old_flows = old_flows.into_iter().collect::<Result<Vec<_>>>()?;
+    for flow in &old_flows {
+        flow.exchange()?;
+    }
     node.netns().sysctl("ipv4/conf/eth0/promote_secondaries", "1")?;
     let fresh: [IpAddr; 2] = ["172.18.0.99".parse()?, "fd18::99".parse()?];
     shell::ip_batch(
@@ -99,7 +109,7 @@ fn another_address(lab: &mut Lab) -> Result<()> {
 
     let mut checks = Checks::default();
     for (family, fresh) in Family::BOTH.into_iter().zip(fresh) {
-        let outcome = poll::eventually("the world sees the new address", SOON, || {
+        let outcome = poll::eventually("the world sees the new address", SOON_AFTER_A_MISS, || {
             let seen = exchange::exchange(&c, lab.world(), family, Protocol::Udp)?;
             ensure!(seen == fresh, "the world still sees {seen}");
             Ok(())
@@ -109,7 +119,42 @@ fn another_address(lab: &mut Lab) -> Result<()> {
         checks.note(&format!("{family} between pods"), outcome);
         checks.note(&format!("{family} pod to the new address"), a.ping(fresh));
     }
+    for (flow, fresh) in old_flows.iter().zip(fresh) {
+        let outcome = poll::eventually("a flow from before goes on", SOON_AFTER_A_MISS, || {
+            let seen = flow.exchange()?;
+            ensure!(seen == fresh, "the world still sees {seen}");
+            Ok(())
+        });
+        checks.note(&format!("an old flow, now from {fresh}"), outcome);
+    }
     checks.finish()
+}
+
+/// A UDP flow that is used again and again from the same port.
+struct Dialogue {
+    client: UdpSocket,
+    server: UdpSocket,
+}
+
+impl Dialogue {
+    fn open(from: &dyn Station, to: &dyn Station, family: Family) -> Result<Self> {
+        let server = socket::udp(to.netns(), to.address(family))?;
+        let client = socket::udp(from.netns(), family.unspecified())?;
+        client.connect(server.local_addr()?)?;
+        for socket in [&server, &client] {
+            socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+        }
+        Ok(Self { client, server })
+    }
+
+    /// One question and its answer; returns whom the server saw.
+    fn exchange(&self) -> Result<IpAddr> {
+        self.client.send(b"question").context("cannot ask")?;
+        let (_, peer) = self.server.recv_from(&mut [0; 16]).context("the question did not arrive")?;
+        self.server.send_to(b"answer", peer).context("cannot answer")?;
+        self.client.recv(&mut [0; 16]).with_context(|| format!("the answer to {peer} did not come back"))?;
+        Ok(peer.ip())
+    }
 }
 
 /// Two pods with fixed addresses are made anew with each other's; their neighbours must not mix them up.

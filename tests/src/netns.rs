@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use nix::{
     mount::{MntFlags, umount2},
     sched::{CloneFlags, setns},
+    sys::signal::SigSet,
 };
 
 use crate::shell;
@@ -68,14 +69,19 @@ impl Netns {
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new(program.as_ref());
         let fd = self.file.as_raw_fd();
-        // SAFETY: between fork and exec only `setns` runs, which is async-signal-safe. The descriptor is this
-        // process's: whoever spawns the command after the namespace was dropped gets EBADF or EINVAL as its error.
-        unsafe {
-            command.pre_exec(move || match libc::setns(fd, libc::CLONE_NEWNET) {
+        let no_signals = SigSet::empty();
+        let prepare = move || {
+            // A child inherits which signals are blocked, and this process may have left some to one thread.
+            no_signals.thread_set_mask()?;
+            // SAFETY: no memory is passed. The descriptor is this process's: whoever spawns the command after the
+            // namespace was dropped gets EBADF or EINVAL as its error.
+            match unsafe { libc::setns(fd, libc::CLONE_NEWNET) } {
                 0 => Ok(()),
                 _ => Err(std::io::Error::last_os_error()),
-            });
-        }
+            }
+        };
+        // SAFETY: what runs between fork and exec are two system calls, which are async-signal-safe.
+        unsafe { command.pre_exec(prepare) };
         command
     }
 

@@ -75,7 +75,22 @@ impl Builder {
         self.compile(&sysroot, &linker)?;
         let object = self.target.join("ebpf").join(BPF_TARGET).join(BPF_PROFILE).join(BINARY);
         check(&object)?;
-        Ok(object)
+        self.strip(&sysroot, &object)
+    }
+
+    /// Takes out the debug information that BTF was made from: three quarters of the object, and nobody loads it.
+    fn strip(&self, toolchain: &Toolchain, object: &Path) -> Result<PathBuf> {
+        let tool = toolchain.objcopy();
+        if !tool.exists() {
+            // Toolchains of distributions come without; the object is larger, and as good.
+            return Ok(object.to_path_buf());
+        }
+        let stripped = object.with_extension("stripped");
+        let mut command = Command::new(tool);
+        command.arg("--strip-debug").arg(object).arg(&stripped);
+        command.env("LD_LIBRARY_PATH", toolchain.library_path());
+        run(&mut command, "stripping the eBPF object")?;
+        Ok(stripped)
     }
 
     /// The nested cargo build. It has its own target directory: the outer cargo holds the lock of the usual one.
@@ -185,6 +200,7 @@ fn belongs_to_outer_cargo(name: &str) -> bool {
 /// What rustc says about itself.
 struct Toolchain {
     release: String,
+    host: String,
     llvm_major: String,
     sysroot: PathBuf,
 }
@@ -202,6 +218,7 @@ impl Toolchain {
             output(Command::new(rustc).args(["--print", "sysroot"]), "asking rustc for its sysroot")?;
         Ok(Self {
             release: field("release:")?,
+            host: field("host:")?,
             llvm_major: llvm.split('.').next().unwrap_or_default().to_owned(),
             sysroot: sysroot.trim().into(),
         })
@@ -251,6 +268,11 @@ impl Toolchain {
                      `rustup toolchain install` or set HYPHA_BPF_LINKER to a bpf-linker that fits this rustc"
                 ))
             })
+    }
+
+    /// The objcopy that rustc comes with.
+    fn objcopy(&self) -> PathBuf {
+        self.sysroot.join("lib/rustlib").join(&self.host).join("bin/rust-objcopy")
     }
 
     /// Where bpf-linker finds libLLVM even after the toolchain moved from where the linker was built.

@@ -32,9 +32,8 @@ mod uplink;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
     net::IpAddr,
-    os::fd::BorrowedFd,
+    os::fd::{BorrowedFd, OwnedFd},
 };
 
 use datapath_ebpf::Mac;
@@ -182,9 +181,8 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// The namespace must stay open for as long as the thread that visits it, whatever becomes of the caller.
-fn owned(netns: BorrowedFd<'_>) -> Result<std::os::fd::OwnedFd, NetlinkError> {
-    let cloned: io::Result<_> = netns.try_clone_to_owned();
-    cloned.map_err(|source| NetlinkError::Netns { action: "open", path: None, source })
+fn owned(netns: BorrowedFd<'_>) -> Result<OwnedFd, NetlinkError> {
+    netns.try_clone_to_owned().map_err(|source| NetlinkError::Netns { action: "open", path: None, source })
 }
 
 fn ensure_neighbours(

@@ -184,5 +184,17 @@ impl Attachments {
 }
 
 fn device_exists(ifindex: u32) -> bool {
-    nix::net::if_::if_indextoname(ifindex).is_ok()
+    // nix 0.31 takes the C library's null for success: a device that is not there has an empty name.
+    nix::net::if_::if_indextoname(ifindex).is_ok_and(|name| !name.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_exists_or_not() {
+        assert!(device_exists(1), "the loopback device is always the first");
+        assert!(!device_exists(u32::MAX));
+    }
 }

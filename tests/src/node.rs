@@ -198,7 +198,12 @@ impl Node {
     /// Runs an operator's command of `hypha` on the node, with the node's directories.
     pub fn hypha(&self, arguments: &[&str]) -> Result<String> {
         let mut command = self.netns.command(&self.binaries()?.hypha);
-        command.args(arguments).arg("--run-dir").arg(self.run_dir()).arg("--bpf-dir").arg(&self.bpf_dir);
+        command
+            .args(arguments)
+            // Not every command takes every flag, but all heed the environment.
+            .env("HYPHA_RUN_DIR", self.run_dir())
+            .env("HYPHA_BPF_DIR", &self.bpf_dir)
+            .env("HYPHA_CNI_CONF_DIR", self.dir.join("cni"));
         crate::shell::text(&mut command)
     }
 

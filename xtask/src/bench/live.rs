@@ -56,7 +56,8 @@ pub fn measure(
         for (program, after) in totals(hypha)? {
             let before = before.get(&program).copied().unwrap_or_default();
             let (time, count) = (after.time - before.time, after.count - before.count);
-            if count > 0.0 {
+            // A stray neighbour solicitation is not this path's traffic.
+            if count > rate * duration.as_secs_f64() / 100.0 {
                 let runs = count / (rate * duration.as_secs_f64());
                 figures.push(Live { path, program, nanoseconds: time / count, runs });
             }

@@ -24,8 +24,10 @@ pub struct Maps<'a> {
 pub struct Counted {
     /// The program that counted.
     pub program: Program,
-    /// What became of the packets.
+    /// What became of the packets: the name that metrics use.
     pub outcome: &'static str,
+    /// The same in one sentence.
+    pub meaning: &'static str,
     /// Whether they were dropped.
     pub dropped: bool,
     /// Packets and bytes, summed over the CPUs.
@@ -108,15 +110,17 @@ impl<'a> Maps<'a> {
     /// Every counter that is not zero.
     pub fn counters(&self) -> Result<Vec<Counted>> {
         let map = PerCpuArray::<_, Counter>::try_from(self.open("counters")?)?;
-        let forward = Forward::ALL.iter().map(|&way| (Outcome::Forward(way), way.name()));
-        let drop = DropReason::ALL.iter().map(|&reason| (Outcome::Drop(reason), reason.name()));
+        let forward = Forward::ALL.iter().map(|&way| (Outcome::Forward(way), way.name(), way.description()));
+        let drop = DropReason::ALL
+            .iter()
+            .map(|&reason| (Outcome::Drop(reason), reason.name(), reason.description()));
         let mut counted = Vec::new();
-        for (outcome, name) in forward.chain(drop) {
+        for (outcome, name, meaning) in forward.chain(drop) {
             for &program in Program::ALL {
                 let counter = sum(&map, program, outcome)?;
                 if counter.packets > 0 {
                     let dropped = matches!(outcome, Outcome::Drop(_));
-                    counted.push(Counted { program, outcome: name, dropped, counter });
+                    counted.push(Counted { program, outcome: name, meaning, dropped, counter });
                 }
             }
         }

@@ -100,7 +100,7 @@ impl PodBuilder {
             None => {
                 let number = NEXT_ID.fetch_add(1, Ordering::Relaxed);
                 let container_id = format!("{}-{}-{number}", self.node.tag, self.name);
-                let netns = Netns::create(&format!("{}-pod-{}-{number}", self.node.tag, self.name))?;
+                let netns = Netns::create(&container_id)?;
                 (container_id, Arc::new(netns))
             }
         };

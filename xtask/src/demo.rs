@@ -56,9 +56,12 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         return Ok(());
     }
     packages::ensure_installed()?;
-    let binaries = compile::binaries(true)?;
-    // SAFETY: no other thread runs yet.
-    unsafe { std::env::set_var("HYPHA_BIN_DIR", binaries) };
+    // Other binaries can be named, to look at what a debug build says.
+    if std::env::var_os("HYPHA_BIN_DIR").is_none() {
+        let binaries = compile::binaries(true)?;
+        // SAFETY: no other thread runs yet.
+        unsafe { std::env::set_var("HYPHA_BIN_DIR", binaries) };
+    }
     registry::clean_up_on_signals()?;
     show(options)
 }

@@ -1,6 +1,6 @@
 //! The demo's report: tables for people, JSON for programs.
 
-use std::{fmt::Write, path::Path};
+use std::fmt::Write;
 
 use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets};
@@ -26,7 +26,8 @@ pub fn text(demo: &Demo) -> String {
 }
 
 fn rows(rows: &[Row]) -> String {
-    let mut table = table(["from", "to", "path", "IPv4", "IPv6", "latency", "throughput", "seen as"]);
+    let mut table =
+        table(["from", "to", "path", "IPv4", "IPv6", "latency v4 / v6", "throughput v4 / v6", "seen as"]);
     for row in rows {
         let [v4, v6] = &row.families;
         let works = |outcome: &Result<Measured>| if outcome.is_ok() { "ok" } else { "FAILED" }.to_owned();
@@ -46,7 +47,12 @@ fn rows(rows: &[Row]) -> String {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    table.to_string()
+    trimmed(&table)
+}
+
+/// A table's text without the blanks that fill up its last column.
+fn trimmed(table: &Table) -> String {
+    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
 
 /// The values of both families in one cell, IPv4 first; empty where nothing was measured.
@@ -74,19 +80,19 @@ fn maps(maps: &MapsReport) -> String {
         "sources that were replaced on the way out",
     ]);
     entries.add_row(["nat", &format!("{} flows", maps.nat), "where replies from outside belong"]);
-    let mut counters = table(["program", "what became of packets", "packets", "bytes"]);
+    let mut counters = table(["program", "what became of packets", "packets", "bytes", "that is"]);
     for counted in &maps.counters {
         let outcome =
             if counted.dropped { format!("DROPPED: {}", counted.outcome) } else { counted.outcome.into() };
         let (packets, bytes) = (counted.counter.packets.to_string(), counted.counter.bytes.to_string());
-        counters.add_row([counted.program.name(), &outcome, &packets, &bytes]);
+        counters.add_row([counted.program.name(), &outcome, &packets, &bytes, counted.meaning]);
     }
     for column in [2, 3] {
         if let Some(column) = counters.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    text += &format!("{entries}\n\n{counters}\n");
+    text += &format!("{}\n\n{}\n", trimmed(&entries), trimmed(&counters));
     text
 }
 
@@ -141,22 +147,13 @@ pub fn hints(demo: &Demo) -> Result<String> {
     let [a, _, c] = &demo.stage.pods;
     let hypha = Binaries::find()?.hypha;
     let enter = |station: &dyn Station| format!("nsenter --net={}", station.netns().path().display());
-    let directories =
-        |run: &Path, bpf: &Path| format!("--run-dir {} --bpf-dir {}", run.display(), bpf.display());
     let mut text = format!("\nThe {} network stays up. Try:\n", demo.routing);
     let lines = [
         ("ping from a pod to the other node's", format!("{} ping {}", enter(a), c.v4())),
         ("see the way to the world", format!("{} traceroute -n {}", enter(a), lab.world().v6())),
         ("look at a map", format!("bpftool map dump pinned {}/endpoints", node.bpf_dir().display())),
-        (
-            "ask the agent",
-            format!(
-                "{} {} status {}",
-                enter(node.as_ref()),
-                hypha.display(),
-                directories(&node.run_dir(), node.bpf_dir())
-            ),
-        ),
+        ("ask the agent", format!("{} status --run-dir {}", hypha.display(), node.run_dir().display())),
+        ("ask the kernel", format!("{} metrics --bpf-dir {}", hypha.display(), node.bpf_dir().display())),
         ("read its log", format!("less {}", node.agent_log().display())),
         (
             "see what the agents are told; edit it and watch them follow",

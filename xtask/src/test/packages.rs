@@ -46,13 +46,14 @@ pub fn ensure_installed() -> anyhow::Result<()> {
         return Ok(());
     }
     for tool in &missing {
-        eprintln!("installing {} ({}: {})", tool.package, tool.program, tool.purpose);
+        eprintln!("missing: {} ({}: {})", tool.package, tool.program, tool.purpose);
     }
     let packages: BTreeSet<&str> = missing.iter().map(|tool| tool.package).collect();
     let list = packages.iter().copied().collect::<Vec<_>>().join(" ");
     if !workspace::is_root() {
         bail!("only root can install packages: run `apt-get install {list}` first");
     }
+    eprintln!("installing {list}");
     // A fresh machine has no package lists, an old one has stale ones: both are cured by an update, which takes long.
     if !apt(&["install"], &packages)? {
         apt(&["update"], &BTreeSet::new())?;

@@ -14,7 +14,7 @@ use crate::compile;
 pub enum Phase {
     /// Unit and property tests: no root.
     Unit,
-    /// Packets through the real programs by `BPF_PROG_TEST_RUN`.
+    /// One part of ours and the real kernel: packets through the programs by `BPF_PROG_TEST_RUN`, netlink in namespaces.
     Programs,
     /// Real agents and real traffic between namespaces.
     Lab,
@@ -108,7 +108,7 @@ fn suite(message: &str) -> Option<Suite> {
     let kind = target.kind.first()?;
     let phase = match (kind.as_str(), target.name.as_str()) {
         ("test", "lab") => Phase::Lab,
-        ("test", "programs") => Phase::Programs,
+        ("test", "netlink" | "programs") => Phase::Programs,
         _ => Phase::Unit,
     };
     Some(Suite {

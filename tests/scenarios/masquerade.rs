@@ -85,8 +85,8 @@ fn names_come_back(senders: &[(String, UdpSocket)], server: &UdpSocket) -> Resul
     let mut buffer = [0; 64];
     for (name, socket) in senders {
         socket.send_to(name.as_bytes(), to).with_context(|| format!("{name} cannot send"))?;
-        let (len, peer) =
-            server.recv_from(&mut buffer).with_context(|| format!("nothing came from {name}"))?;
+        let (len, peer) = socket::retry(|| server.recv_from(&mut buffer))
+            .with_context(|| format!("nothing came from {name}"))?;
         ensure!(buffer[..len] == *name.as_bytes(), "{name} arrived as something else");
         peers.push(peer);
     }
@@ -94,7 +94,8 @@ fn names_come_back(senders: &[(String, UdpSocket)], server: &UdpSocket) -> Resul
         server.send_to(name.as_bytes(), peer)?;
     }
     for (name, socket) in senders {
-        let len = socket.recv(&mut buffer).with_context(|| format!("no answer came back to {name}"))?;
+        let len = socket::retry(|| socket.recv(&mut buffer))
+            .with_context(|| format!("no answer came back to {name}"))?;
         ensure!(buffer[..len] == *name.as_bytes(), "{name} got the answer of another");
     }
     Ok(peers)
@@ -153,7 +154,7 @@ fn errors_come_back(lab: &mut Lab) -> Result<()> {
         let client = socket::udp(a.netns(), family.unspecified())?;
         client.connect(closed)?;
         client.send(b"anybody there?")?;
-        let error = client.recv(&mut [0; 16]).expect_err("nobody can have answered");
+        let error = socket::retry(|| client.recv(&mut [0; 16])).expect_err("nobody can have answered");
         ensure!(error.kind() == ErrorKind::ConnectionRefused, "{family}: {error} instead of a refusal");
     }
     Ok(())

@@ -117,7 +117,8 @@ fn another_address(lab: &mut Lab) -> Result<()> {
         checks.note(&format!("{family} to the world"), outcome);
         let outcome = poll::eventually("the other node's pod is reached", SOON, || a.ping(c.address(family)));
         checks.note(&format!("{family} between pods"), outcome);
-        checks.note(&format!("{family} pod to the new address"), a.ping(fresh));
+        let outcome = poll::eventually("the new address is reached", SOON_AFTER_A_MISS, || a.ping(fresh));
+        checks.note(&format!("{family} pod to the new address"), outcome);
     }
     for (flow, fresh) in old_flows.iter().zip(fresh) {
         let outcome = poll::eventually("a flow from before goes on", SOON_AFTER_A_MISS, || {
@@ -150,9 +151,11 @@ impl Dialogue {
     /// One question and its answer; returns whom the server saw.
     fn exchange(&self) -> Result<IpAddr> {
         self.client.send(b"question").context("cannot ask")?;
-        let (_, peer) = self.server.recv_from(&mut [0; 16]).context("the question did not arrive")?;
+        let (_, peer) =
+            socket::retry(|| self.server.recv_from(&mut [0; 16])).context("the question did not arrive")?;
         self.server.send_to(b"answer", peer).context("cannot answer")?;
-        self.client.recv(&mut [0; 16]).with_context(|| format!("the answer to {peer} did not come back"))?;
+        socket::retry(|| self.client.recv(&mut [0; 16]))
+            .with_context(|| format!("the answer to {peer} did not come back"))?;
         Ok(peer.ip())
     }
 }

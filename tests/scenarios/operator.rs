@@ -4,19 +4,24 @@ use std::{fs, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use hypha_lab::{
-    Family, Lab, LabSpec, Protocol, Routing, Station, shell,
+    Family, Lab, LabSpec, Protocol, Routing, Station, programs, shell,
     traffic::{exchange, tools},
 };
 use libtest_mimic::Trial;
 use serde_json::Value;
 
-use crate::support::scenario;
+use crate::support::{scenario, scenario_without_start};
 
 /// All of this module.
 pub fn scenarios() -> Vec<Trial> {
     vec![
         scenario("operator::bpftool_shows_field_names", LabSpec::nodes(2, Routing::Native), field_names),
         scenario("operator::cleanup_removes_every_trace", LabSpec::nodes(2, Routing::Tunnel), cleanup),
+        scenario_without_start(
+            "operator::settings_of_other_devices_are_left_alone",
+            LabSpec::nodes(1, Routing::Tunnel),
+            settings_left_alone,
+        ),
     ]
 }
 
@@ -60,6 +65,8 @@ fn cleanup(lab: &mut Lab) -> Result<()> {
     ensure!(count(node.bpf_dir()) > 0, "nothing is pinned: the directory is not what this test believes");
     node.stop_agent()?;
     ensure!(count(node.bpf_dir()) > 0, "stopping the agent must leave the datapath in place");
+    let attached = || programs::attached(node.netns(), "eth0");
+    ensure!(attached()? == ["from_uplink", "to_uplink"], "a stopped agent leaves {:?}", attached()?);
     node.hypha(&["cleanup"])?;
 
     ensure!(count(node.bpf_dir()) == 0, "{} pins left", count(node.bpf_dir()));
@@ -73,12 +80,44 @@ fn cleanup(lab: &mut Lab) -> Result<()> {
         let routes = shell::ip(node.netns(), &format!("{} route show table all proto 72", family.flag()))?;
         ensure!(routes.is_empty(), "left: {routes}");
     }
-    let programs = shell::text(node.netns().command("bpftool").args(["net", "show", "dev", "eth0"]))?;
-    ensure!(!programs.contains("from_uplink"), "still attached: {programs}");
+    ensure!(attached()?.is_empty(), "still attached: {:?}", attached()?);
     ensure!(!node.run_dir().join("hypha.sock").exists(), "the socket is left");
     // And all can begin anew.
     node.start_agent()?;
     let b = node.add_pod("b")?;
     exchange::exchange(&b, &c, Family::V4, Protocol::Tcp)?;
+    Ok(())
+}
+
+/// Settings of the whole node and of its uplink that a strict administrator has made.
+const STRICT: [&str; 6] = [
+    "ipv4/conf/all/rp_filter",
+    "ipv4/conf/eth0/rp_filter",
+    "ipv4/conf/eth0/forwarding",
+    "ipv4/conf/default/forwarding",
+    "ipv4/conf/all/accept_local",
+    "ipv4/conf/eth0/proxy_arp",
+];
+
+/// The agent works with its own devices' settings: what it finds on others stays as it is.
+fn settings_left_alone(lab: &mut Lab) -> Result<()> {
+    let node = lab.node(0);
+    let read = || -> Result<Vec<String>> {
+        let values = STRICT
+            .iter()
+            .map(|key| node.netns().enter(|| fs::read_to_string(Path::new("/proc/sys/net").join(key))));
+        values.map(|value| Ok(value??.trim().to_owned())).collect()
+    };
+    let before = read()?;
+    node.start_agent()?;
+    let a = node.add_pod("a")?;
+    for family in Family::BOTH {
+        exchange::exchange(&a, lab.world(), family, Protocol::Tcp)?;
+        exchange::exchange(node.as_ref(), &a, family, Protocol::Tcp)?;
+    }
+    let after = read()?;
+    for ((key, before), after) in STRICT.iter().zip(before).zip(after) {
+        ensure!(before == after, "{key} was {before} and is {after}");
+    }
     Ok(())
 }

@@ -27,6 +27,7 @@ pub mod netns;
 pub mod node;
 pub mod pod;
 pub mod poll;
+pub mod programs;
 pub mod registry;
 pub mod shell;
 pub mod station;

@@ -75,13 +75,14 @@ pub fn udp(from: &dyn Station, to: &dyn Station, family: Family, sizes: &[usize]
     for &size in sizes {
         let sent = pattern.at(size as u64, size);
         client.send(sent).with_context(|| format!("cannot send {size} bytes"))?;
-        let (len, peer) =
-            server.recv_from(&mut buffer).with_context(|| format!("{size} bytes did not arrive"))?;
+        let (len, peer) = socket::retry(|| server.recv_from(&mut buffer))
+            .with_context(|| format!("{size} bytes did not arrive"))?;
         ensure!(buffer[..len] == *sent, "{size} bytes arrived as {len} bytes that differ");
         ensure!(seen.is_none_or(|seen| seen == peer), "source changed from {seen:?} to {peer}");
         seen = Some(peer);
         server.send_to(&buffer[..len], peer).with_context(|| format!("cannot answer {size} bytes"))?;
-        let len = client.recv(&mut buffer).with_context(|| format!("no echo of {size} bytes"))?;
+        let len =
+            socket::retry(|| client.recv(&mut buffer)).with_context(|| format!("no echo of {size} bytes"))?;
         ensure!(buffer[..len] == *sent, "the echo of {size} bytes came as {len} bytes that differ");
     }
     seen.map(|peer| peer.ip()).context("no sizes to send")

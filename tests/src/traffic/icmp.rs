@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use etherparse::{IcmpEchoHeader, Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::socket::PATIENCE;
+use super::socket::{self, PATIENCE};
 use crate::{family::Family, netns::Netns};
 
 /// A raw socket that sends and receives echo messages of one family.
@@ -79,7 +79,7 @@ impl EchoSocket {
                 return Ok(None);
             }
             self.socket.set_read_timeout(Some(left)).context("cannot set a deadline")?;
-            let (len, from) = match self.socket.recv_from(&mut buffer) {
+            let (len, from) = match socket::retry(|| self.socket.recv_from(&mut buffer)) {
                 Ok(received) => received,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(error) => return Err(error).context("cannot receive ICMP"),

@@ -26,7 +26,7 @@ pub fn discover(from: &dyn Station, to: &dyn Station, family: Family, start: u32
         let _told_already = client.take_error()?;
         let sent = client.send(payload);
         if sent.is_ok()
-            && let Ok((len, _)) = server.recv_from(&mut buffer)
+            && let Ok((len, _)) = socket::retry(|| server.recv_from(&mut buffer))
         {
             ensure!(buffer[..len] == *payload, "a datagram of {size} bytes arrived changed");
             return Ok(size);

@@ -14,6 +14,16 @@ use crate::netns::Netns;
 /// How long a receiver waits for something that should be there within milliseconds.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Calls again what a signal interrupted: the kernel does not restart a wait that has a deadline.
+pub fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
+}
+
 /// A listening TCP socket on a free port; `accept` gives up after [`PATIENCE`].
 pub fn tcp_listener(netns: &Netns, address: IpAddr) -> Result<TcpListener> {
     let listen = || -> io::Result<TcpListener> {
@@ -37,7 +47,7 @@ pub fn tcp_connect(netns: &Netns, to: SocketAddr) -> Result<TcpStream> {
 
 /// Accepts one connection, with deadlines.
 pub fn tcp_accept(listener: &TcpListener) -> Result<(TcpStream, SocketAddr)> {
-    let (stream, peer) = listener.accept().context("nobody connected")?;
+    let (stream, peer) = retry(|| listener.accept()).context("nobody connected")?;
     with_deadlines(&stream)?;
     Ok((stream, peer))
 }

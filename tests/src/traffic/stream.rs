@@ -103,7 +103,7 @@ fn send(mut stream: TcpStream, stop: &AtomicBool) -> Result<(u64, u32)> {
     }
     stream.shutdown(Shutdown::Write)?;
     // The far side closes when it has read everything: then all is acknowledged and the count is final.
-    let _at_end = stream.read(&mut [0])?;
+    let _at_end = socket::retry(|| stream.read(&mut [0]))?;
     Ok((sent, retransmitted(&stream)?))
 }
 
@@ -112,8 +112,8 @@ fn receive(mut stream: TcpStream, received: &AtomicU64) -> Result<(u64, Duration
     let mut buffer = [0; 16 << 10];
     let (mut total, mut longest, mut last) = (0, Duration::ZERO, Instant::now());
     loop {
-        let len =
-            stream.read(&mut buffer).with_context(|| format!("the stream dried up after {total} bytes"))?;
+        let len = socket::retry(|| stream.read(&mut buffer))
+            .with_context(|| format!("the stream dried up after {total} bytes"))?;
         if len == 0 {
             return Ok((total, longest));
         }

@@ -78,7 +78,8 @@ fn compare(stream: &mut impl Read, pattern: &Pattern) -> Result<u64> {
     let mut buffer = vec![0; 256 << 10];
     let mut received = 0;
     loop {
-        let len = stream.read(&mut buffer).with_context(|| format!("nothing came after {received} bytes"))?;
+        let len = socket::retry(|| stream.read(&mut buffer))
+            .with_context(|| format!("nothing came after {received} bytes"))?;
         if len == 0 {
             return Ok(received);
         }

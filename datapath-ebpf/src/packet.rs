@@ -115,6 +115,8 @@ pub trait Family {
 
     /// Whether version and header length are sane.
     fn is_valid(header: &Self::Header) -> bool;
+    /// Length of the header in bytes, options included.
+    fn length(header: &Self::Header) -> usize;
     /// Source address.
     fn src(header: &Self::Header) -> Ip;
     /// Destination address.
@@ -157,6 +159,11 @@ impl Family for V4 {
     #[inline(always)]
     fn is_valid(header: &Ipv4) -> bool {
         header.version_length >> 4 == 4 && header.version_length & 0xf >= 5
+    }
+
+    #[inline(always)]
+    fn length(header: &Ipv4) -> usize {
+        (header.version_length & 0xf) as usize * 4
     }
 
     #[inline(always)]
@@ -224,6 +231,11 @@ impl Family for V6 {
     #[inline(always)]
     fn is_valid(header: &Ipv6) -> bool {
         header.version_class_flow.to_ne_bytes()[0] >> 4 == 6
+    }
+
+    #[inline(always)]
+    fn length(_header: &Ipv6) -> usize {
+        size_of::<Ipv6>()
     }
 
     #[inline(always)]

@@ -4,7 +4,7 @@ use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated as helpers};
 use datapath_ebpf::{
     Ip, Port,
     maps::Flow,
-    packet::{self, Family},
+    packet::{self, ETHERNET_LEN, Family},
 };
 
 use super::{
@@ -15,23 +15,32 @@ use super::{
 };
 
 /// Notes a flow opened from outside the cluster. Only what can open one is looked at, so that traffic between nodes
-/// pays nothing for it: a TCP SYN, or a UDP datagram. (ICMP tells a reply by its type.)
-#[inline(never)]
+/// pays little for it: a TCP SYN, or a UDP datagram. (ICMP tells a reply by its type.)
+#[inline(always)]
 pub fn track<F: Family>(skb: Skb, header: &F::Header) {
-    let protocol = F::protocol(header);
-    if protocol != packet::TCP && protocol != packet::UDP {
-        return;
+    let opens = match F::protocol(header) {
+        packet::UDP => true,
+        packet::TCP => is_syn::<F>(skb, header),
+        _ => false,
+    };
+    if opens && find_route(&F::src(header)).is_none() {
+        note::<F>(skb, header);
     }
+}
+
+#[inline(always)]
+fn is_syn<F: Family>(skb: Skb, header: &F::Header) -> bool {
+    const FLAGS: usize = 13;
+    let offset = ETHERNET_LEN + F::length(header) + FLAGS;
+    skb.load::<u8>(offset as u32)
+        .is_ok_and(|flags| flags & (packet::TCP_SYN | packet::TCP_ACK) == packet::TCP_SYN)
+}
+
+#[inline(never)]
+fn note<F: Family>(skb: Skb, header: &F::Header) {
     let Some(scratch) = scratch::get() else { return };
     let transport = &mut scratch.transport;
-    if transport::parse::<F>(skb, header, transport).is_err() {
-        return;
-    }
-    let opens = match protocol {
-        packet::TCP => transport.tcp_flags & (packet::TCP_SYN | packet::TCP_ACK) == packet::TCP_SYN,
-        _ => transport.kind == Kind::Ports,
-    };
-    if !opens || find_route(&F::src(header)).is_some() {
+    if transport::parse::<F>(skb, header, transport).is_err() || transport.kind != Kind::Ports {
         return;
     }
     scratch.key = transport.key(F::src(header), F::dst(header)).reversed();

@@ -3,7 +3,7 @@
 use datapath_ebpf::{
     DropReason, Ip, Port,
     maps::FlowKey,
-    packet::{self, ETHERNET_LEN, Family, Ipv4},
+    packet::{self, ETHERNET_LEN, Family, Ipv4, V4},
 };
 
 use super::skb::Skb;
@@ -127,7 +127,7 @@ fn icmp<F: Family>(skb: Skb, transport: &mut Transport) -> Result<(), DropReason
 #[inline(always)]
 fn find_v4(skb: Skb, transport: &mut Transport) -> Result<bool, DropReason> {
     let header = skb.load::<Ipv4>(ETHERNET_LEN as u32)?;
-    transport.offset = ETHERNET_LEN as u32 + (header.version_length & 0xf) as u32 * 4;
+    transport.offset = (ETHERNET_LEN + V4::length(&header)) as u32;
     let offset = u16::from_be_bytes(header.fragment) & 0x1fff;
     let more = header.fragment[0] & 0x20 != 0;
     transport.fragmented = more || offset != 0;

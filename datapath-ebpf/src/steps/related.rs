@@ -46,9 +46,7 @@ fn read<F: Family>(skb: Skb, scratch: &mut Scratch) -> Result<(), DropReason> {
     if !F::is_valid(&header) {
         return Err(DropReason::Malformed);
     }
-    let length =
-        if F::V4 { (skb.load::<u8>(offset)? & 0xf) as u32 * 4 } else { size_of::<F::Header>() as u32 };
-    let transport = offset + length;
+    let transport = offset + F::length(&header) as u32;
     let protocol = F::protocol(&header);
     let [src_port, dst_port] = if protocol == F::ICMP {
         let id = skb.load::<Port>(transport + ECHO_ID)?;

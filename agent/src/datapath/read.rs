@@ -104,7 +104,7 @@ pub fn routes(bpf_dir: &Path) -> Result<BTreeMap<IpNet, Route>, DatapathError> {
     let map: LpmTrie<MapData, Ip, Route> =
         LpmTrie::try_from(Map::LpmTrie(pinned(bpf_dir, "routes")?)).map_err(&failed)?;
     let mut routes = BTreeMap::new();
-    for entry in map.iter() {
+    for entry in &map {
         let (key, route) = entry.map_err(&failed)?;
         if let Some(prefix) = prefix_of_trie(key.prefix_len(), key.data()) {
             routes.insert(prefix, route);

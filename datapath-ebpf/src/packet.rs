@@ -9,6 +9,8 @@ pub const ETHERNET_LEN: usize = size_of::<Ethernet>();
 pub const TCP: u8 = 6;
 /// UDP's protocol number.
 pub const UDP: u8 = 17;
+/// SCTP's protocol number.
+pub const SCTP: u8 = 132;
 /// ICMP's protocol number.
 pub const ICMP: u8 = 1;
 /// ICMPv6's protocol number.
@@ -127,6 +129,8 @@ pub trait Family {
     fn decrement_ttl(header: &mut Self::Header);
     /// The protocol after the fixed header (in IPv6 perhaps an extension header).
     fn protocol(header: &Self::Header) -> u8;
+    /// Whether the transport header follows the fixed header at once: no options, no extension header, no later fragment.
+    fn is_plain(header: &Self::Header) -> bool;
     /// Whether routers must not fragment the packet.
     fn dont_fragment(header: &Self::Header) -> bool;
     /// Replaces the source address in the header (and its checksum, if the header has one).
@@ -192,6 +196,11 @@ impl Family for V4 {
     #[inline(always)]
     fn protocol(header: &Ipv4) -> u8 {
         header.protocol
+    }
+
+    #[inline(always)]
+    fn is_plain(header: &Ipv4) -> bool {
+        header.version_length == 0x45 && u16::from_be_bytes(header.fragment) & 0x1fff == 0
     }
 
     #[inline(always)]
@@ -261,6 +270,11 @@ impl Family for V6 {
     #[inline(always)]
     fn protocol(header: &Ipv6) -> u8 {
         header.next_header
+    }
+
+    #[inline(always)]
+    fn is_plain(header: &Ipv6) -> bool {
+        matches!(header.next_header, TCP | UDP | SCTP | ICMPV6)
     }
 
     #[inline(always)]

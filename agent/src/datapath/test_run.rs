@@ -19,6 +19,8 @@ pub struct Packet<'a> {
     pub ifindex: u32,
     /// Payload bytes per segment of a packet that is still to be split, else 0.
     pub gso_size: u32,
+    /// `skb->mark` before.
+    pub mark: u32,
     /// How often to run; the packet is not restored in between.
     pub repeat: u32,
 }
@@ -65,6 +67,7 @@ const GSO_SIZE: usize = 176;
 /// The kernel takes only a few fields, and refuses a context in which any other is not zero.
 fn context(packet: &Packet<'_>) -> Context {
     let mut context = [0; size_of::<Context>()];
+    context[MARK..][..4].copy_from_slice(&packet.mark.to_ne_bytes());
     context[IFINDEX..][..4].copy_from_slice(&packet.ifindex.to_ne_bytes());
     context[GSO_SIZE..][..4].copy_from_slice(&packet.gso_size.to_ne_bytes());
     context

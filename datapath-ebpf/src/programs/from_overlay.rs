@@ -28,7 +28,12 @@ fn receive<F: Family>(skb: Skb) -> Verdict {
     // else's, and so would this node's.
     skb.set_for_this_host();
     let Ok((_, header)) = skb.headers::<F>() else { return Ok(Forward::Stack) };
-    match find_endpoint(&F::dst(&header)) {
+    let dst = F::dst(&header);
+    // An IPv4-mapped address on a wire is nobody's, but the map would take it for the IPv4 address.
+    if !F::V4 && dst.is_v4() {
+        return Ok(Forward::Stack);
+    }
+    match find_endpoint(&dst) {
         Some(endpoint) if endpoint.flags & Endpoint::HOST == 0 => {
             deliver::to_pod::<F>(skb, &header, &endpoint, Forward::Pod)
         }

@@ -60,6 +60,10 @@ fn check_source<F: Family>(
     src: &datapath_ebpf::Ip,
     dst: &datapath_ebpf::Ip,
 ) -> Result<(), DropReason> {
+    // IPv4-mapped addresses have no place on a wire, and every map would take them for IPv4 addresses.
+    if !F::V4 && (src.is_v4() || dst.is_v4()) {
+        return Err(DropReason::Malformed);
+    }
     // SAFETY: the reference is read before anything else touches the map.
     let Some(source) = (unsafe { ENDPOINTS.get(src) }) else {
         // What a booting interface says to its link (router solicitations, multicast reports) is no attempt to spoof.

@@ -30,7 +30,12 @@ pub fn handle(skb: Skb) -> Verdict {
 fn receive<F: Family>(skb: Skb) -> Verdict {
     // The stack knows better than we do what to do with a packet whose headers make no sense.
     let Ok((_, header)) = skb.headers::<F>() else { return Ok(Forward::Stack) };
-    match find_endpoint(&F::dst(&header)) {
+    let dst = F::dst(&header);
+    // An IPv4-mapped address on a wire is nobody's, but the map would take it for the IPv4 address.
+    if !F::V4 && dst.is_v4() {
+        return Ok(Forward::Stack);
+    }
+    match find_endpoint(&dst) {
         Some(endpoint) if endpoint.flags & Endpoint::HOST == 0 => {
             inbound::track::<F>(skb, &header);
             deliver::to_pod::<F>(skb, &header, &endpoint, Forward::Pod)
@@ -45,7 +50,7 @@ fn receive<F: Family>(skb: Skb) -> Verdict {
 #[inline(always)]
 fn is_overlay<F: Family>(skb: Skb, header: &F::Header) -> bool {
     const PORT_OFFSET: usize = 2;
-    if F::protocol(header) != packet::UDP {
+    if F::protocol(header) != packet::UDP || !F::is_plain(header) {
         return false;
     }
     let port = skb.at::<[u8; 2]>(packet::ETHERNET_LEN + size_of::<F::Header>() + PORT_OFFSET);

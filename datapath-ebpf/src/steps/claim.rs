@@ -71,6 +71,10 @@ extern "C" fn attempt(index: u64, state: *mut c_void) -> u64 {
         let scratch = &mut *search.scratch;
         (search, scratch)
     };
+    if index > 0 && scratch.back.protocol == packet::SCTP {
+        // Another port would need a new CRC over the whole packet.
+        return 1;
+    }
     if !choose_candidate(scratch, search.start, index as u32) || is_host_socket(search.skb, &scratch.back) {
         return 0;
     }
@@ -90,7 +94,7 @@ fn choose_candidate(scratch: &mut Scratch, start: u32, index: u32) -> bool {
     let back = &mut scratch.back;
     let echo = matches!(back.protocol, packet::ICMP | packet::ICMPV6);
     if index == 0 {
-        return echo || back.dst_port.get() >= MASQUERADE_PORT_FIRST;
+        return echo || back.protocol == packet::SCTP || back.dst_port.get() >= MASQUERADE_PORT_FIRST;
     }
     let offset = start.wrapping_add(index) & (MASQUERADE_PORTS - 1);
     back.dst_port = Port::new(MASQUERADE_PORT_FIRST.wrapping_add(offset as u16));

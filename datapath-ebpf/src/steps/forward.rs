@@ -2,8 +2,8 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_SKIP_NEIGH,
-        bpf_fib_lookup, bpf_redir_neigh, bpf_tunnel_key,
+        BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_SUCCESS,
+        BPF_FIB_LOOKUP_SKIP_NEIGH, bpf_fib_lookup, bpf_redir_neigh, bpf_tunnel_key,
     },
     helpers::generated as helpers,
 };
@@ -139,7 +139,10 @@ fn find_way<F: Family>(skb: Skb, header: &F::Header) -> Option<(u32, Ip)> {
     let flags = BPF_FIB_LOOKUP_SKIP_NEIGH;
     // SAFETY: `params` is initialized and of the size given.
     let found = unsafe { helpers::bpf_fib_lookup(skb.raw().cast(), &raw mut params, size, flags) };
-    if found != BPF_FIB_LKUP_RET_SUCCESS as i64 {
+    // A way that is too narrow is a way: the caller judges by the uplink's MTU and answers.
+    const FOUND: i64 = BPF_FIB_LKUP_RET_SUCCESS as i64;
+    const TOO_NARROW: i64 = BPF_FIB_LKUP_RET_FRAG_NEEDED as i64;
+    if found != FOUND && found != TOO_NARROW {
         return None;
     }
     // The lookup replaces the destination with the next hop, and says by `family` which kind that is.

@@ -11,7 +11,7 @@ use datapath_ebpf::{
 };
 
 use super::{
-    Verdict, claim, deliver, fragments, related,
+    Verdict, claim, deliver, fragments, icmp_error, related,
     rewrite::{self, Change, End},
     scratch::{self, Scratch},
     skb::Skb,
@@ -24,21 +24,28 @@ use super::{
 pub fn pod<F: Family>(skb: Skb, header: &F::Header, address: &Ip) -> Verdict {
     let scratch = scratch::get().ok_or(DropReason::Malformed)?;
     transport::parse::<F>(skb, header, &mut scratch.transport)?;
-    let src = F::src(header);
+    scratch.key = scratch.transport.key(F::src(header), F::dst(header));
     match scratch.transport.kind {
         Kind::Ports | Kind::EchoRequest => {}
         // The answer to a request that came in untranslated.
-        Kind::EchoReply => return Ok(Forward::World),
-        Kind::Error => return related::outbound::<F>(skb, header, scratch),
-        Kind::LaterFragment => {
-            let known = fragments::recall(&scratch.transport, &src, &F::dst(header));
-            rewrite::address::<F>(skb, End::Source, &known.ok_or(DropReason::FragmentUnknown)?)?;
-            return Ok(Forward::Masquerade);
+        Kind::EchoReply => {
+            fragments::remember(&scratch.transport, &scratch.key.src, &scratch.key.dst, &scratch.key.src);
+            return Ok(Forward::World);
         }
+        Kind::Error => return related::outbound::<F>(skb, header, scratch),
+        Kind::LaterFragment => return later_fragment::<F>(skb, header, &scratch.transport),
         Kind::Other => return Err(DropReason::UnknownProtocol),
     }
-    scratch.key = scratch.transport.key(src, F::dst(header));
     translate::<F>(skb, scratch, address, 0)
+}
+
+/// Follows the first fragment: what that one kept its address for, keeps it.
+#[inline(never)]
+fn later_fragment<F: Family>(skb: Skb, header: &F::Header, transport: &Transport) -> Verdict {
+    let src = F::src(header);
+    let known = fragments::recall(transport, &src, &F::dst(header)).ok_or(DropReason::FragmentUnknown)?;
+    rewrite::address::<F>(skb, End::Source, &known)?;
+    Ok(if known == src { Forward::World } else { Forward::Masquerade })
 }
 
 /// A packet of the host's own: translated only if a pod has claimed its port towards the same remote end.
@@ -73,7 +80,10 @@ fn translate<F: Family>(skb: Skb, scratch: &mut Scratch, address: &Ip, flags: u8
     // SAFETY: no arguments.
     let now = unsafe { helpers::bpf_ktime_get_ns() };
     let port = match find_flow(skb, scratch, address, now) {
-        Some(flow) if flow.flags & Flow::INBOUND != 0 => return Ok(Forward::World),
+        Some(flow) if flow.flags & Flow::INBOUND != 0 => {
+            fragments::remember(&scratch.transport, &scratch.key.src, &scratch.key.dst, &scratch.key.src);
+            return Ok(Forward::World);
+        }
         Some(flow) => flow.nat_port,
         None => open_flow(skb, scratch, address, flags, now)?,
     };
@@ -144,12 +154,12 @@ pub fn reply<F: Family>(skb: Skb, header: &F::Header) -> Verdict {
             if !related::inbound::<F>(skb, header, scratch)? {
                 return Ok(Forward::Stack);
             }
-            return to_owner::<F>(skb, header, &scratch.key.src, Forward::RelatedError);
+            return to_owner::<F>(skb, header, &scratch.key.src, Forward::RelatedError, || Ok(()));
         }
         Kind::LaterFragment => {
             let Some(owner) = fragments::recall(transport, &src, &dst) else { return Ok(Forward::Stack) };
-            rewrite::address::<F>(skb, End::Destination, &owner)?;
-            return to_owner::<F>(skb, header, &owner, Forward::Unmasquerade);
+            let translate = || rewrite::address::<F>(skb, End::Destination, &owner);
+            return to_owner::<F>(skb, header, &owner, Forward::Unmasquerade, translate);
         }
         Kind::EchoRequest | Kind::Other => return Ok(Forward::Stack),
     }
@@ -158,8 +168,9 @@ pub fn reply<F: Family>(skb: Skb, header: &F::Header) -> Verdict {
     // SAFETY: the entry is written by packets of this direction only; two CPUs at once may lose a count, never more.
     let (owner, port) = seen_reply(unsafe { &mut *reverse }, skb, transport);
     fragments::remember(transport, &src, &dst, &owner);
-    rewrite::end::<F>(skb, transport, &Change { end: End::Destination, old: &dst, new: &owner, port })?;
-    to_owner::<F>(skb, header, &owner, Forward::Unmasquerade)
+    let change = Change { end: End::Destination, old: &dst, new: &owner, port };
+    let translate = || rewrite::end::<F>(skb, transport, &change);
+    to_owner::<F>(skb, header, &owner, Forward::Unmasquerade, translate)
 }
 
 #[inline(always)]
@@ -172,11 +183,23 @@ fn seen_reply(reverse: &mut Reverse, skb: Skb, transport: &Transport) -> (Ip, Po
     (reverse.address, reverse.port)
 }
 
-/// To the pod that owns a translated flow, or up the stack when the host itself does.
+/// Translates a packet back and brings it to the pod that owns the flow, or up the stack when the host itself does.
 #[inline(always)]
-pub fn to_owner<F: Family>(skb: Skb, header: &F::Header, owner: &Ip, forward: Forward) -> Verdict {
+fn to_owner<F: Family>(
+    skb: Skb,
+    header: &F::Header,
+    owner: &Ip,
+    forward: Forward,
+    translate: impl FnOnce() -> Result<(), DropReason>,
+) -> Verdict {
     let endpoint = find_endpoint(owner).ok_or(DropReason::NoEndpoint)?;
-    if endpoint.flags & Endpoint::HOST != 0 {
+    let is_host = endpoint.flags & Endpoint::HOST != 0;
+    if !is_host && F::ttl(header) <= 1 {
+        // Before the translation: an error must quote the packet as its sender knows it.
+        return icmp_error::time_exceeded::<F>(skb, header);
+    }
+    translate()?;
+    if is_host {
         return Ok(Forward::Stack);
     }
     deliver::to_pod::<F>(skb, header, &endpoint, forward)

@@ -92,14 +92,12 @@ pub fn parse<F: Family>(skb: Skb, header: &F::Header, transport: &mut Transport)
             transport.tcp_flags = skb.load::<u8>(transport.offset + FLAGS)?;
             ports(skb, transport)?;
         }
-        packet::UDP | SCTP => ports(skb, transport)?,
+        packet::UDP | packet::SCTP => ports(skb, transport)?,
         protocol if protocol == F::ICMP => icmp::<F>(skb, transport)?,
         _ => {}
     }
     Ok(())
 }
-
-const SCTP: u8 = 132;
 
 #[inline(always)]
 fn ports(skb: Skb, transport: &mut Transport) -> Result<(), DropReason> {

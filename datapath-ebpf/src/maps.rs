@@ -82,8 +82,13 @@ pub enum RouteKind {
 pub struct Route {
     /// The next hop or the tunnel's far end; `::` where the kind has none.
     pub next_hop: Ip,
+    /// Tunnel only: the neighbour on the way to the far end.
+    pub underlay_next_hop: Ip,
     /// The device to send through; 0 where the kind has none.
     pub ifindex: u32,
+    /// Tunnel only: the device on the way to the far end, for a packet that the program wraps itself; 0 leaves the
+    /// wrapping to the VXLAN device.
+    pub underlay_ifindex: u32,
     /// The largest inner IP packet that fits the path, in bytes.
     pub mtu: u16,
     /// A [`RouteKind`] as its number.

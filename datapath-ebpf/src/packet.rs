@@ -110,6 +110,8 @@ pub trait Family {
     const V4: bool;
     /// `AF_INET` or `AF_INET6`.
     const AF: u8;
+    /// The EtherType, as a number.
+    const ETHER_TYPE: u16;
     /// The family's ICMP.
     const ICMP: u8;
     /// The smallest MTU a link of this family may have.
@@ -133,6 +135,8 @@ pub trait Family {
     fn is_plain(header: &Self::Header) -> bool;
     /// Whether routers must not fragment the packet.
     fn dont_fragment(header: &Self::Header) -> bool;
+    /// The two ECN bits.
+    fn ecn(header: &Self::Header) -> u8;
     /// Replaces the source address in the header (and its checksum, if the header has one).
     fn set_src(header: &mut Self::Header, to: &Ip);
     /// Replaces the destination address in the header (and its checksum, if the header has one).
@@ -140,6 +144,9 @@ pub trait Family {
     /// Whether an address is of a kind that is never forwarded: multicast, broadcast, link-local, loopback, none.
     fn is_link_local(ip: &Ip) -> bool;
 }
+
+/// The ECN bits of TOS and traffic class.
+pub const ECN: u8 = 3;
 
 /// IPv4.
 pub enum V4 {}
@@ -157,6 +164,7 @@ impl Family for V4 {
     type Header = Ipv4;
     const V4: bool = true;
     const AF: u8 = 2;
+    const ETHER_TYPE: u16 = 0x0800;
     const ICMP: u8 = ICMP;
     const MIN_MTU: u32 = 68;
 
@@ -209,6 +217,11 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn ecn(header: &Ipv4) -> u8 {
+        header.tos & ECN
+    }
+
+    #[inline(always)]
     fn set_src(header: &mut Ipv4, to: &Ip) {
         let to = to.words()[3];
         header.checksum = replace32(header.checksum, header.src, to);
@@ -234,6 +247,7 @@ impl Family for V6 {
     type Header = Ipv6;
     const V4: bool = false;
     const AF: u8 = 10;
+    const ETHER_TYPE: u16 = 0x86dd;
     const ICMP: u8 = ICMPV6;
     const MIN_MTU: u32 = 1280;
 
@@ -280,6 +294,12 @@ impl Family for V6 {
     #[inline(always)]
     fn dont_fragment(_header: &Ipv6) -> bool {
         true
+    }
+
+    #[inline(always)]
+    fn ecn(header: &Ipv6) -> u8 {
+        // The traffic class straddles the first two bytes.
+        (header.version_class_flow.to_ne_bytes()[1] >> 4) & ECN
     }
 
     #[inline(always)]

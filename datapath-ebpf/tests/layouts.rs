@@ -42,7 +42,7 @@ fn layouts_are_those_of_the_version_they_claim() {
     layout!(text, Mac { bytes });
     layout!(text, Port { bytes });
     layout!(text, Endpoint { ifindex, mac, flags, id });
-    layout!(text, Route { next_hop, ifindex, mtu, kind, reserved });
+    layout!(text, Route { next_hop, underlay_next_hop, ifindex, underlay_ifindex, mtu, kind, reserved });
     layout!(text, Uplink { masquerade_v6, masquerade_v4, mtu, flags });
     layout!(text, Node { address_v4, address_v6, overlay_ifindex, layout });
     layout!(text, FlowKey { src, dst, src_port, dst_port, protocol, reserved });

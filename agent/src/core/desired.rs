@@ -213,15 +213,19 @@ impl<'a> Compiler<'a> {
             self.out.problems.insert(Problem::NoAddress { node: node.name.clone(), cidr: prefix });
             return;
         };
-        let underlay_mtu = match self.facts.next_hops.get(&remote) {
-            Some(hop) => hop.mtu,
-            None => {
-                self.out.problems.insert(Problem::Unreachable { node: node.name.clone(), address: remote });
-                smallest_mtu(&self.facts.uplinks)
-            }
-        };
+        let hop = self.facts.next_hops.get(&remote);
+        if hop.is_none() {
+            self.out.problems.insert(Problem::Unreachable { node: node.name.clone(), address: remote });
+        }
+        let underlay_mtu = hop.map_or_else(|| smallest_mtu(&self.facts.uplinks), |hop| hop.mtu);
         let mtu = self.limit(underlay_mtu.saturating_sub(overhead(remote.is_ipv4())));
-        let claimed = self.claim(&node.name, prefix, route(RouteKind::Tunnel, remote.into(), overlay, mtu));
+        let through_device = route(RouteKind::Tunnel, remote.into(), overlay, mtu);
+        let route = hop.map_or(through_device, |hop| Route {
+            underlay_next_hop: hop.gateway.unwrap_or(remote).into(),
+            underlay_ifindex: hop.ifindex,
+            ..through_device
+        });
+        let claimed = self.claim(&node.name, prefix, route);
         if claimed && node.pod_cidrs.contains(&prefix) {
             let source = node_address(self.facts, self.nodes, prefix.addr().is_ipv4());
             let target = RouteTarget::Tunnel { ifindex: overlay, id: OVERLAY_VNI, remote };
@@ -312,7 +316,15 @@ pub fn pod_endpoint(pod: &PodFacts) -> Endpoint {
 /// `mtu` beyond what the field holds means: no limit from this route.
 fn route(kind: RouteKind, next_hop: Ip, ifindex: u32, mtu: u32) -> Route {
     let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
-    Route { next_hop, ifindex, mtu, kind: kind as u8, reserved: 0 }
+    Route {
+        next_hop,
+        underlay_next_hop: Ip::UNSPECIFIED,
+        ifindex,
+        underlay_ifindex: 0,
+        mtu,
+        kind: kind as u8,
+        reserved: 0,
+    }
 }
 
 #[cfg(test)]

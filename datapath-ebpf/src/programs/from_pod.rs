@@ -41,8 +41,8 @@ fn route<F: Family>(skb: Skb) -> Verdict {
         return forward::to_world::<F>(skb, &header, Masquerade::Yes);
     };
     match route.kind {
-        KIND_NATIVE => forward::to_node::<F>(skb, &header, &route),
-        KIND_TUNNEL => forward::to_tunnel::<F>(skb, &header, &route),
+        KIND_NATIVE => forward::to_node::<F>(skb, &header, route),
+        KIND_TUNNEL => forward::to_tunnel::<F>(skb, &header, route),
         KIND_EXEMPT => forward::to_world::<F>(skb, &header, Masquerade::No),
         _ => Err(DropReason::NoEndpoint),
     }

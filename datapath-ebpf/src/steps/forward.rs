@@ -13,7 +13,7 @@ use datapath_ebpf::{
     packet::{self, ETHERNET_LEN, Family, V4, V6},
 };
 
-use super::{Verdict, icmp_error, masquerade, skb::Skb, tables::find_uplink};
+use super::{Verdict, icmp_error, masquerade, skb::Skb, tables::find_uplink, wrap};
 
 /// Whether what goes out to the world may take the node's address.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -36,12 +36,17 @@ pub fn to_node<F: Family>(skb: Skb, header: &F::Header, route: &Route) -> Verdic
     Ok(Forward::Node)
 }
 
-/// To another node's pods or addresses through the overlay.
-#[inline(always)]
+/// To another node's pods or addresses through the overlay: wrapped here and sent to the neighbour like any packet, or,
+/// where that cannot be, by the VXLAN device.
+#[inline(never)]
 pub fn to_tunnel<F: Family>(skb: Skb, header: &F::Header, route: &Route) -> Verdict {
     match check_hop::<F>(skb, header, route.mtu as u32)? {
         Hop::Done(forward) => return Ok(forward),
         Hop::Onward => skb.decrement_ttl::<F>(header)?,
+    }
+    if route.underlay_ifindex != 0 && wrap::for_overlay::<F>(skb, header, &route.next_hop)? {
+        send(skb, route.underlay_ifindex, &route.underlay_next_hop);
+        return Ok(Forward::Overlay);
     }
     set_tunnel_key(skb, &route.next_hop)?;
     skb.set_handled();

@@ -16,6 +16,7 @@ pub mod scratch;
 pub mod skb;
 pub mod tables;
 pub mod transport;
+pub mod wrap;
 
 /// How a packet ends: the way it went, or why it was dropped.
 pub type Verdict = Result<Forward, DropReason>;

@@ -47,10 +47,11 @@ pub fn find_endpoint(ip: &Ip) -> Option<Endpoint> {
     unsafe { ENDPOINTS.get(ip) }.copied()
 }
 
-/// The longest prefix that holds this address.
+/// The longest prefix that holds this address. Not copied, for the stack's sake: unlike a hash map, a trie gives a replaced
+/// entry's memory to nobody before the programs that may see it are done.
 #[inline(always)]
-pub fn find_route(ip: &Ip) -> Option<Route> {
-    ROUTES.get(&Key::new(128, *ip)).copied()
+pub fn find_route(ip: &Ip) -> Option<&'static Route> {
+    ROUTES.get(&Key::new(128, *ip))
 }
 
 /// Whether and as whom this device masquerades.

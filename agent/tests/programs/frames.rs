@@ -190,6 +190,11 @@ impl Packet {
         self.bytes()[ETHERNET..ETHERNET + header + payload].to_vec()
     }
 
+    /// Length of the datagram that fragments are parts of.
+    pub fn payload_length(&self) -> usize {
+        self.transport().1.len()
+    }
+
     /// The frame.
     pub fn bytes(&self) -> Vec<u8> {
         let (protocol, transport) = self.transport();

@@ -8,6 +8,7 @@
 //! Needs root; as another user every case is listed as ignored.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod checksums;
 mod forwarding;
 mod fragments;
 mod frames;
@@ -15,6 +16,7 @@ mod inbound;
 mod masquerade;
 mod node;
 mod outbound;
+mod properties;
 mod refusals;
 mod related;
 
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         ("related", related::cases()),
         ("inbound", inbound::cases()),
         ("outbound", outbound::cases()),
+        ("properties", properties::cases()),
     ];
     let mut trials = Vec::new();
     for (module, case) in modules.into_iter().flat_map(|(m, cases)| cases.into_iter().map(move |c| (m, c))) {

@@ -121,6 +121,8 @@ pub trait Family {
     fn is_valid(header: &Self::Header) -> bool;
     /// Length of the header in bytes, options included.
     fn length(header: &Self::Header) -> usize;
+    /// Length of the whole IP packet as its header tells it; a short Ethernet frame is padded beyond.
+    fn packet_length(header: &Self::Header) -> usize;
     /// Source address.
     fn src(header: &Self::Header) -> Ip;
     /// Destination address.
@@ -176,6 +178,11 @@ impl Family for V4 {
     #[inline(always)]
     fn length(header: &Ipv4) -> usize {
         (header.version_length & 0xf) as usize * 4
+    }
+
+    #[inline(always)]
+    fn packet_length(header: &Ipv4) -> usize {
+        u16::from_be(header.total_length) as usize
     }
 
     #[inline(always)]
@@ -259,6 +266,11 @@ impl Family for V6 {
     #[inline(always)]
     fn length(_header: &Ipv6) -> usize {
         size_of::<Ipv6>()
+    }
+
+    #[inline(always)]
+    fn packet_length(header: &Ipv6) -> usize {
+        size_of::<Ipv6>() + u16::from_be(header.payload_length) as usize
     }
 
     #[inline(always)]

@@ -26,7 +26,7 @@ pub fn cases() -> Vec<Case> {
 
 /// How long one family may take, and how many packets at most.
 const BUDGET: Duration = Duration::from_secs(4);
-const PACKETS: u32 = 50_000;
+const PACKETS: u32 = 20_000;
 /// A number that repeats a run.
 const SEED: &str = "HYPHA_SEED";
 

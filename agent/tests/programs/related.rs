@@ -64,12 +64,15 @@ fn an_error_about_anything_else_is_left_to_the_stack(node: &mut Node) {
         let error = node.router_sends(node.at.world, node.at.node, body);
         node.run(Program::FromUplink, &error).left_to_the_stack();
     }
-    // Quotes too short to tell.
-    for length in [0, 4, node.family.header(), node.family.header() + 3] {
-        let quote = left.quote(8)[..length].to_vec();
-        let body = Body::Error { kind: ErrorKind::PortUnreachable, quote };
+    // Quotes too short to tell, also where padding goes on as the quote would have.
+    for length in [0, 4, node.family.header(), node.family.header() + 7] {
+        let whole = left.quote(8);
+        let (quote, padding) = whole.split_at(length);
+        let body = Body::Error { kind: ErrorKind::PortUnreachable, quote: quote.to_vec() };
         let error = node.router_sends(node.at.world, node.at.node, body);
         node.run(Program::FromUplink, &error).left_to_the_stack();
+        let padded = [error.bytes().as_slice(), padding].concat();
+        node.run(Program::FromUplink, padded).left_to_the_stack();
     }
 }
 

@@ -5,7 +5,7 @@
 use datapath_ebpf::{
     DropReason, Forward, Ip, Port,
     maps::FlowKey,
-    packet::{Family, address_difference},
+    packet::{ETHERNET_LEN, Family, address_difference},
 };
 
 use super::{
@@ -40,13 +40,17 @@ pub struct Quote {
 /// Reads the quoted headers into the scratch, and the flow of the answer to the quoted packet into `scratch.key`. A
 /// quoted packet with IPv6 extension headers is not understood: no flow is found for it.
 #[inline(never)]
-fn read<F: Family>(skb: Skb, scratch: &mut Scratch) -> Result<(), DropReason> {
+fn read<F: Family>(skb: Skb, outer: &F::Header, scratch: &mut Scratch) -> Result<(), DropReason> {
     let offset = scratch.transport.offset + ICMP_HEADER;
     let header = skb.load::<F::Header>(offset)?;
     if !F::is_valid(&header) {
         return Err(DropReason::Malformed);
     }
     let transport = offset + F::length(&header) as u32;
+    // Of the transport header eight bytes are quoted at least (RFC 792); what follows a shorter quote is padding.
+    if transport + 8 > (ETHERNET_LEN + F::packet_length(outer)) as u32 {
+        return Err(DropReason::Malformed);
+    }
     let protocol = F::protocol(&header);
     let [src_port, dst_port] = if protocol == F::ICMP {
         let id = skb.load::<Port>(transport + ECHO_ID)?;
@@ -104,7 +108,7 @@ fn rewrite_quote<F: Family>(
 /// anything else. True: translated, and the owner is left in `scratch.key.src`.
 #[inline(never)]
 pub fn inbound<F: Family>(skb: Skb, header: &F::Header, scratch: &mut Scratch) -> Result<bool, DropReason> {
-    if read::<F>(skb, scratch).is_err() {
+    if read::<F>(skb, header, scratch).is_err() {
         return Ok(false);
     }
     // SAFETY: copied at once.
@@ -119,7 +123,7 @@ pub fn inbound<F: Family>(skb: Skb, header: &F::Header, scratch: &mut Scratch) -
 /// An error of a pod's about a packet from the world.
 #[inline(never)]
 pub fn outbound<F: Family>(skb: Skb, header: &F::Header, scratch: &mut Scratch) -> Verdict {
-    read::<F>(skb, scratch)?;
+    read::<F>(skb, header, scratch)?;
     // SAFETY: copied at once.
     let Some(flow) = (unsafe { CONNTRACK.get(&scratch.key) }) else { return Ok(Forward::World) };
     let (address, port) = (flow.nat_address, flow.nat_port);

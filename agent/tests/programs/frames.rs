@@ -9,8 +9,8 @@ use std::{
 };
 
 use etherparse::{
-    EtherType, Ethernet2Header, IpDscp, IpFragOffset, IpNumber, Ipv4Header, Ipv6FragmentHeader, Ipv6Header,
-    TcpHeader, UdpHeader, checksum::Sum16BitWords,
+    EtherType, Ethernet2Header, IpDscp, IpEcn, IpFragOffset, IpNumber, Ipv4Header, Ipv6FragmentHeader,
+    Ipv6Header, TcpHeader, UdpHeader, checksum::Sum16BitWords,
 };
 
 /// Length of the Ethernet header.
@@ -241,6 +241,7 @@ impl Packet {
     ) -> Vec<u8> {
         let mut header = Ipv4Header {
             dscp: IpDscp::try_new(self.class >> 2).unwrap(),
+            ecn: IpEcn::try_new(self.class & 3).unwrap(),
             total_len: (20 + self.options.len() + payload) as u16,
             identification: self.fragment.as_ref().map_or(0, |f| f.id as u16),
             dont_fragment: self.dont_fragment,

@@ -19,6 +19,7 @@ mod outbound;
 mod properties;
 mod refusals;
 mod related;
+mod wrapping;
 
 use std::process::ExitCode;
 
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         ("related", related::cases()),
         ("inbound", inbound::cases()),
         ("outbound", outbound::cases()),
+        ("wrapping", wrapping::cases()),
         ("properties", properties::cases()),
     ];
     let mut trials = Vec::new();

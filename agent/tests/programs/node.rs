@@ -143,6 +143,12 @@ impl Node {
         node
     }
 
+    /// The way to pods of the node reached through the overlay.
+    pub fn tunnel_route(&mut self) -> &mut Route {
+        let prefix: IpNet = self.family.pick("10.244.3.0/24", "fd00:10:244:3::/64").parse().unwrap();
+        self.desired.routes.get_mut(&prefix).unwrap()
+    }
+
     /// Makes the maps equal to `desired`.
     pub fn apply(&mut self) {
         self.datapath.apply(&self.desired).unwrap();
@@ -283,6 +289,13 @@ impl Run {
     /// The packet must have gone this way and look like this, byte by byte.
     #[track_caller]
     pub fn forwarded(&self, forward: Forward, expected: &Packet) {
+        self.went(forward);
+        self.left(&expected.bytes());
+    }
+
+    /// The packet must have gone this way: counter, verdict and mark.
+    #[track_caller]
+    pub fn went(&self, forward: Forward) {
         self.counted(Outcome::Forward(forward));
         let ingress = !matches!(self.program, Program::ToPod | Program::ToUplink);
         let stays = matches!(forward, Forward::Stack | Forward::Handled);
@@ -292,7 +305,6 @@ impl Run {
             || (forward == Forward::RelatedError && self.program == Program::FromUplink);
         let marked = ingress && !stays && !into_pod;
         assert_eq!(self.mark, if marked { MARK_HANDLED } else { self.input.mark }, "mark");
-        self.left(&expected.bytes());
     }
 
     /// The packet must have gone to the stack as it came.
@@ -322,8 +334,9 @@ impl Run {
         assert_eq!(self.moved, Moved::from([((self.program.name(), name), (1, bytes))]), "counters");
     }
 
+    /// The frame must look like this.
     #[track_caller]
-    fn left(&self, expected: &[u8]) {
+    pub fn left(&self, expected: &[u8]) {
         let differs = self.frame.iter().zip(expected).position(|(a, b)| a != b);
         assert!(
             self.frame == expected,
@@ -416,7 +429,15 @@ fn desired(devices: &Devices) -> Desired {
     }
     let route = |kind: RouteKind, next_hop: &str, ifindex, mtu| {
         let next_hop: IpAddr = next_hop.parse().unwrap();
-        Route { next_hop: next_hop.into(), ifindex, mtu, kind: kind as u8, reserved: 0 }
+        Route {
+            next_hop: next_hop.into(),
+            underlay_next_hop: Ip::UNSPECIFIED,
+            ifindex,
+            underlay_ifindex: 0,
+            mtu,
+            kind: kind as u8,
+            reserved: 0,
+        }
     };
     let routes: [(&str, Route); 8] = [
         ("10.244.1.0/24", route(RouteKind::Local, "::", 0, 0)),

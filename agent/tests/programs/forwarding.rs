@@ -5,7 +5,9 @@ use datapath_ebpf::{DropReason, Forward, Ip, Program};
 use super::{
     BOTH, Case, cases,
     frames::{Body, ErrorKind, Packet, SYN},
-    node::{Family, GATEWAY_MAC, Input, MTU, NEIGHBOUR_MAC, Node, TUNNEL_MTU},
+    node::Node,
+    run::Input,
+    topology::{Family, GATEWAY_MAC, MTU, NEIGHBOUR_MAC, TUNNEL_MTU},
 };
 
 pub fn cases() -> Vec<Case> {

@@ -5,7 +5,8 @@ use datapath_ebpf::{DropReason, Forward, Program};
 use super::{
     BOTH, Case, cases,
     frames::{Body, ErrorKind, Packet},
-    node::{Family, Node},
+    node::Node,
+    topology::Family,
 };
 
 pub fn cases() -> Vec<Case> {

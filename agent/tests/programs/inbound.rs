@@ -7,7 +7,9 @@ use super::{
     forwarding::{transports, udp},
     frames::{Body, ETHERNET, ErrorKind, Packet, SYN},
     masquerade::{comes_back, datagram, goes_out},
-    node::{Family, GATEWAY_MAC, Input, NEIGHBOUR_MAC, Node, OVERLAY_MAC, ROUTER_MAC},
+    node::Node,
+    run::Input,
+    topology::{Family, GATEWAY_MAC, NEIGHBOUR_MAC, OVERLAY_MAC, ROUTER_MAC},
 };
 
 pub fn cases() -> Vec<Case> {

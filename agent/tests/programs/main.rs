@@ -1,7 +1,7 @@
 //! Packets through the real programs and maps by `BPF_PROG_TEST_RUN`, compared with a plain model: verdict, mark, every
 //! byte and every counter.
 //!
-//! Each case runs once per family, on a node of its own: a network namespace, devices, routes and maps ([`node`]). What
+//! Each case runs once per family, on a node of its own: a network namespace, devices, routes and maps ([`node`], [`topology`]). What
 //! must come out is built from scratch ([`frames`]). Redirects show only as a verdict here: whether the kernel carries
 //! them out is what the lab tests.
 //!
@@ -19,12 +19,15 @@ mod outbound;
 mod properties;
 mod refusals;
 mod related;
+mod run;
+mod topology;
 mod wrapping;
 
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
-use node::{Family, Node};
+use node::Node;
+use topology::Family;
 
 /// A named case and the families it makes sense in.
 struct Case {

@@ -15,7 +15,9 @@ use super::{
     BOTH, Case, cases,
     forwarding::{transports, udp},
     frames::{Body, ETHERNET, ErrorKind, Packet, SYN},
-    node::{Family, GATEWAY_MAC, Input, MTU, NEIGHBOUR_MAC, Node, ip_batch},
+    node::Node,
+    run::Input,
+    topology::{Family, GATEWAY_MAC, MTU, NEIGHBOUR_MAC, ip_batch},
 };
 
 pub fn cases() -> Vec<Case> {

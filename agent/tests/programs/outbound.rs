@@ -10,7 +10,9 @@ use super::{
     forwarding::{transports, udp},
     frames::{Body, Packet, SYN},
     masquerade::{datagram, goes_out},
-    node::{Input, Node, ROUTER_MAC, UPLINK_MAC},
+    node::Node,
+    run::Input,
+    topology::{ROUTER_MAC, UPLINK_MAC},
 };
 
 pub fn cases() -> Vec<Case> {

@@ -15,9 +15,9 @@ use proptest::{
 use super::{
     BOTH, Case, cases, checksums,
     frames::{Body, ETHERNET, ErrorKind, Packet},
-    node::{
-        Addresses, Family, GATEWAY_MAC, Input, NEIGHBOUR_MAC, Node, POD_MAC, ROUTER_MAC, Run, UPLINK_MAC,
-    },
+    node::Node,
+    run::{Input, Run},
+    topology::{Addresses, Family, GATEWAY_MAC, NEIGHBOUR_MAC, POD_MAC, ROUTER_MAC, UPLINK_MAC},
 };
 
 pub fn cases() -> Vec<Case> {

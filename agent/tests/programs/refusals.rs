@@ -8,7 +8,9 @@ use super::{
     BOTH, Case, cases,
     forwarding::{transports, udp},
     frames::{Body, ETHERNET, Packet},
-    node::{Family, Input, NEIGHBOUR_MAC, Node, POD_MAC},
+    node::Node,
+    run::Input,
+    topology::{Family, NEIGHBOUR_MAC, POD_MAC},
 };
 
 pub fn cases() -> Vec<Case> {

@@ -7,7 +7,8 @@ use super::{
     forwarding::transports,
     frames::{Body, ErrorKind, Packet},
     masquerade::{datagram, goes_out},
-    node::{Family, Node},
+    node::Node,
+    topology::Family,
 };
 
 pub fn cases() -> Vec<Case> {

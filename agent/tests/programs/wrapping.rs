@@ -8,7 +8,8 @@ use super::{
     BOTH, Case, cases,
     forwarding::{transports, udp},
     frames::{Body, ETHERNET, ErrorKind, Packet},
-    node::{Family, GATEWAY_MAC, Node, TUNNEL_MTU},
+    node::Node,
+    topology::{Family, GATEWAY_MAC, TUNNEL_MTU},
 };
 
 pub fn cases() -> Vec<Case> {

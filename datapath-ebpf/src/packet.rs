@@ -81,7 +81,29 @@ pub struct Ipv6 {
     pub dst: [u32; 4],
 }
 
+/// TTL and hop limit of what the programs make themselves, Linux' default.
+pub const TTL: u8 = 64;
+
 impl Ipv4 {
+    /// A header without options, checksum included, that lets routers fragment. `payload` is the length of what follows.
+    #[inline(always)]
+    pub fn new(src: &Ip, dst: &Ip, protocol: u8, payload: u16, tos: u8, id: u16) -> Self {
+        let mut header = Self {
+            version_length: 0x45,
+            tos,
+            total_length: payload.wrapping_add(size_of::<Self>() as u16).to_be(),
+            id: id.to_be_bytes(),
+            fragment: [0; 2],
+            ttl: TTL,
+            protocol,
+            checksum: 0,
+            src: src.words()[3],
+            dst: dst.words()[3],
+        };
+        header.checksum = header.sum();
+        header
+    }
+
     /// The header's checksum from scratch, in the form the field has; the field itself must be zero.
     #[inline(always)]
     pub fn sum(&self) -> u16 {
@@ -95,6 +117,21 @@ impl Ipv4 {
         ];
         let sum = checksum::add_words(0, words);
         !checksum::fold(checksum::add_words(sum, halves(self.src).into_iter().chain(halves(self.dst))))
+    }
+}
+
+impl Ipv6 {
+    /// A header; `payload` is the length of what follows.
+    #[inline(always)]
+    pub const fn new(src: &Ip, dst: &Ip, next_header: u8, payload: u16, traffic_class: u8) -> Self {
+        Self {
+            version_class_flow: u32::from_ne_bytes([0x60 | traffic_class >> 4, traffic_class << 4, 0, 0]),
+            payload_length: payload.to_be(),
+            next_header,
+            hop_limit: TTL,
+            src: src.words(),
+            dst: dst.words(),
+        }
     }
 }
 

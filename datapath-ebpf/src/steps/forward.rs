@@ -22,9 +22,6 @@ pub enum Masquerade {
     No,
 }
 
-/// The outer TTL, Linux' default.
-const TTL: u8 = 64;
-
 /// To another node's pods or addresses over the underlay.
 #[inline(always)]
 pub fn to_node<F: Family>(skb: Skb, header: &F::Header, route: &Route) -> Verdict {
@@ -187,7 +184,7 @@ pub fn set_tunnel_key(skb: Skb, remote: &Ip) -> Result<(), DropReason> {
     // SAFETY: all-zero is a valid value of this plain C structure.
     let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
     key.tunnel_id = OVERLAY_VNI;
-    key.tunnel_ttl = TTL;
+    key.tunnel_ttl = packet::TTL;
     // The inner packet has its own checksum: none on the outer UDP header, in either family.
     let mut flags = BPF_F_ZERO_CSUM_TX as u64;
     if remote.is_v4() {

@@ -19,8 +19,6 @@ use super::{
     transport::{self, Kind},
 };
 
-/// The TTL of the error itself.
-const TTL: u8 = 64;
 /// An ICMP error's header.
 const ICMP_HEADER: usize = 8;
 
@@ -129,31 +127,12 @@ fn turn_around<F: Family, const QUOTED: usize>(
 #[inline(never)]
 fn write_ip<F: Family>(skb: Skb, src: &Ip, dst: &Ip, payload: u16) -> Result<(), DropReason> {
     const DSCP_INTERNETWORK_CONTROL: u8 = 0xc0;
-    if !F::V4 {
-        let header = Ipv6 {
-            version_class_flow: u32::from_ne_bytes([0x60, 0, 0, 0]),
-            payload_length: payload.to_be(),
-            next_header: F::ICMP,
-            hop_limit: TTL,
-            src: src.words(),
-            dst: dst.words(),
-        };
-        return skb.store(ETHERNET_LEN as u32, &header);
+    if F::V4 {
+        let header = Ipv4::new(src, dst, F::ICMP, payload, DSCP_INTERNETWORK_CONTROL, 0);
+        skb.store(ETHERNET_LEN as u32, &header)
+    } else {
+        skb.store(ETHERNET_LEN as u32, &Ipv6::new(src, dst, F::ICMP, payload, 0))
     }
-    let mut header = Ipv4 {
-        version_length: 0x45,
-        tos: DSCP_INTERNETWORK_CONTROL,
-        total_length: (payload + size_of::<Ipv4>() as u16).to_be(),
-        id: [0; 2],
-        fragment: [0; 2],
-        ttl: TTL,
-        protocol: F::ICMP,
-        checksum: 0,
-        src: src.words()[3],
-        dst: dst.words()[3],
-    };
-    header.checksum = header.sum();
-    skb.store(ETHERNET_LEN as u32, &header)
 }
 
 #[inline(never)]

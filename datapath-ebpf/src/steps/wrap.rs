@@ -17,9 +17,6 @@ use datapath_ebpf::{
 
 use super::{skb::Skb, tables::NODE};
 
-/// The outer TTL, Linux' default.
-const TTL: u8 = 64;
-
 /// What follows the outer IP header.
 #[repr(C, packed(2))]
 #[derive(Clone, Copy)]
@@ -71,23 +68,11 @@ fn in_v4(skb: Skb, remote: &Ip, tos: u8, ether_type: u16) -> Result<bool, DropRe
     if source.is_unspecified() || !make_room::<OuterV4>(skb, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64) {
         return Ok(false);
     }
-    let length = ip_length(skb);
-    let mut ip = Ipv4 {
-        version_length: 0x45,
-        tos,
-        total_length: length.to_be(),
-        // SAFETY: no arguments.
-        id: (unsafe { helpers::bpf_get_prandom_u32() } as u16).to_ne_bytes(),
-        fragment: [0; 2],
-        ttl: TTL,
-        protocol: packet::UDP,
-        checksum: 0,
-        src: source.words()[3],
-        dst: remote.words()[3],
-    };
-    ip.checksum = ip.sum();
-    let tail = tail(skb, length.wrapping_sub(size_of::<Ipv4>() as u16), ether_type);
-    skb.store(ETHERNET_LEN as u32, &Outer { ip, tail }).map(|()| true)
+    // SAFETY: no arguments.
+    let id = unsafe { helpers::bpf_get_prandom_u32() } as u16;
+    let payload = payload_length::<Ipv4>(skb);
+    let ip = Ipv4::new(&source, remote, packet::UDP, payload, tos, id);
+    skb.store(ETHERNET_LEN as u32, &Outer { ip, tail: tail(skb, payload, ether_type) }).map(|()| true)
 }
 
 #[inline(never)]
@@ -96,17 +81,9 @@ fn in_v6(skb: Skb, remote: &Ip, traffic_class: u8, ether_type: u16) -> Result<bo
     if source.is_unspecified() || !make_room::<OuterV6>(skb, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 as u64) {
         return Ok(false);
     }
-    let payload = ip_length(skb).wrapping_sub(size_of::<Ipv6>() as u16);
-    let ip = Ipv6 {
-        version_class_flow: u32::from_ne_bytes([0x60 | traffic_class >> 4, traffic_class << 4, 0, 0]),
-        payload_length: payload.to_be(),
-        next_header: packet::UDP,
-        hop_limit: TTL,
-        src: source.words(),
-        dst: remote.words(),
-    };
-    let tail = tail(skb, payload, ether_type);
-    skb.store(ETHERNET_LEN as u32, &Outer { ip, tail }).map(|()| true)
+    let payload = payload_length::<Ipv6>(skb);
+    let ip = Ipv6::new(&source, remote, packet::UDP, payload, traffic_class);
+    skb.store(ETHERNET_LEN as u32, &Outer { ip, tail: tail(skb, payload, ether_type) }).map(|()| true)
 }
 
 /// Room for the outer headers between the Ethernet and the IP header. The pod's MTU leaves room for them in every segment
@@ -126,11 +103,11 @@ fn make_room<Outer>(skb: Skb, l3: u64) -> bool {
     }
 }
 
-/// Length of the packet from its outer IP header on. (A packet still to be split may be longer than the field; its
-/// segments get their own.)
+/// Length of what follows the outer IP header. (A packet still to be split may be longer than the field; its segments get
+/// their own.)
 #[inline(always)]
-fn ip_length(skb: Skb) -> u16 {
-    skb.len().wrapping_sub(ETHERNET_LEN as u32) as u16
+fn payload_length<Header>(skb: Skb) -> u16 {
+    skb.len().wrapping_sub((ETHERNET_LEN + size_of::<Header>()) as u32) as u16
 }
 
 #[inline(always)]

@@ -75,8 +75,8 @@ impl Ip {
     }
 }
 
-/// An Ethernet address.
-#[repr(C)]
+/// An Ethernet address. Two-byte aligned like the header it comes from, so that it is not copied byte by byte.
+#[repr(C, align(2))]
 #[cfg_attr(not(target_arch = "bpf"), derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mac {

@@ -12,7 +12,7 @@ use datapath_ebpf::{
     DropReason, Ip,
     addr::GATEWAY_MAC,
     maps::{OVERLAY_PORT, OVERLAY_VNI},
-    packet::{self, ETHERNET_LEN, Ethernet, Family, Ipv4, Ipv6},
+    packet::{self, ETHERNET_LEN, Family, Ipv4, Ipv6},
 };
 
 use super::{skb::Skb, tables::NODE};
@@ -28,7 +28,9 @@ struct Tail {
     checksum: u16,
     vxlan_flags: [u8; 4],
     vni: [u8; 4],
-    inner: Ethernet,
+    inner_dst: [u8; 6],
+    inner_src: [u8; 6],
+    inner_ether_type: [u8; 2],
 }
 
 #[repr(C, packed(2))]
@@ -125,6 +127,8 @@ fn tail(skb: Skb, udp_length: u16, ether_type: u16) -> Tail {
         vxlan_flags: [VNI_IS_VALID, 0, 0, 0],
         vni: (OVERLAY_VNI << 8).to_be_bytes(),
         // The other node's programs go by the IP addresses and take the frame whatever its MACs are.
-        inner: Ethernet { dst: GATEWAY_MAC, src: GATEWAY_MAC, ether_type: ether_type.to_be_bytes() },
+        inner_dst: GATEWAY_MAC.bytes,
+        inner_src: GATEWAY_MAC.bytes,
+        inner_ether_type: ether_type.to_be_bytes(),
     }
 }

@@ -1,7 +1,7 @@
 //! Keys and values of every map. `docs/maps.md` describes them for operators.
 //!
 //! The layouts are an interface: pinned maps outlive the agent. A change shows up in the snapshot under
-//! `snapshots/` and changes [`LAYOUT`], and with it what the next agent does with the pins it finds.
+//! `tests/snapshots/` and changes [`LAYOUT`], and with it what the next agent does with the pins it finds.
 
 use crate::{Ip, Mac, Port};
 

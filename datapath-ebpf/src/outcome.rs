@@ -91,8 +91,6 @@ numbered! {
         LinkLocal = 28 => "link-local",
         /// The destination is in this node's pod range but no pod has it.
         NoEndpoint = 29 => "no-endpoint",
-        /// No route to the destination.
-        NoRoute = 30 => "no-route",
         /// TTL or hop limit ran out and no ICMP error could be sent.
         Ttl = 31 => "ttl",
         /// Larger than the path allows and no ICMP error could be sent.

@@ -8,9 +8,11 @@
 
 pub mod addr;
 pub mod checksum;
+pub mod flow;
 pub mod maps;
 pub mod outcome;
 pub mod packet;
+pub mod transport;
 
 pub use addr::{Ip, Mac, Port};
 pub use outcome::{DropReason, Forward, Outcome, Program};

@@ -3,6 +3,14 @@
 //! Built only for target `bpf`; on the host this is an empty `main`, so that cargo, clippy and rust-analyzer take the
 //! workspace as it is.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
+#![cfg_attr(
+    target_arch = "bpf",
+    expect(
+        internal_features,
+        reason = "atomic operations that the target's core::sync::atomic lacks: steps/bits.rs"
+    )
+)]
 
 #[cfg(target_arch = "bpf")]
 mod programs;

@@ -26,8 +26,8 @@ pub const ENDPOINTS_MAX: usize = 16_384;
 pub const ROUTES_MAX: usize = 65_536;
 /// Network devices that masquerade.
 pub const UPLINKS_MAX: usize = 64;
-/// Flows that are masqueraded, or that the world opened towards a pod.
-pub const CONNTRACK_MAX: usize = 262_144;
+/// Flows that are masqueraded, or that the world opened towards a pod, unless the agent is told another number.
+pub const CONNTRACK_MAX: usize = 524_288;
 /// Fragmented datagrams under way through masquerade.
 pub const FRAGMENTS_MAX: usize = 8_192;
 /// Slots of the counters: [`crate::outcome::COUNTERS`].
@@ -180,8 +180,33 @@ impl FlowKey {
     }
 }
 
-/// `conntrack`: a flow as the pod (or the host) sends it: key is (pod, remote, ports). Written only by packets in that
-/// direction, so no two CPUs race on a field that matters.
+/// One direction of a flow. Written only by packets of that direction, so two CPUs at once may lose a count, never more.
+#[repr(C)]
+#[cfg_attr(
+    not(target_arch = "bpf"),
+    derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub struct Direction {
+    /// Packets (segments not yet split count once).
+    pub packets: u64,
+    /// Bytes as the device counts them.
+    pub bytes: u64,
+    /// When the last packet was seen, in [ticks](crate::flow::ticks).
+    pub last_seen: u32,
+    /// TCP: the sequence number after the furthest byte sent, host order.
+    pub end: u32,
+    /// TCP: the furthest acknowledgement sent, host order.
+    pub ack: u32,
+    /// TCP: flags seen, or-ed; RST only while it is believed ([`Flow::note`](Flow::note)).
+    pub tcp_flags: u8,
+    /// Keeps the size a multiple of eight without padding; always 0.
+    pub reserved: [u8; 3],
+}
+pod!(Direction);
+
+/// `conntrack`: a flow between its owner (a pod, or a socket of the host) and a remote end outside the cluster. The key has
+/// the owner as source, whoever opened the flow. One entry holds both directions.
 #[repr(C)]
 #[cfg_attr(
     not(target_arch = "bpf"),
@@ -189,36 +214,38 @@ impl FlowKey {
 )]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Flow {
-    /// `bpf_ktime_get_ns` when the entry was made.
+    /// `bpf_ktime_get_coarse_ns` when the entry was made.
     pub created: u64,
-    /// `bpf_ktime_get_ns` of the last packet in this direction.
-    pub last_seen: u64,
-    /// Packets in this direction.
-    pub packets: u64,
-    /// Bytes in this direction, as the device counts them.
-    pub bytes: u64,
-    /// The source address the flow was given, or `::` when it is not translated ([`Flow::INBOUND`]).
+    /// The source address that the owner's packets are given, or `::` when the flow is not translated.
     pub nat_address: Ip,
-    /// The source port the flow was given.
+    /// The uplink the flow is translated for; 0 when it is not.
+    pub ifindex: u32,
+    /// The source port that the owner's packets are given.
     pub nat_port: Port,
     /// [`Flow::INBOUND`], [`Flow::HOST`].
     pub flags: u8,
-    /// TCP flags seen in this direction, or-ed.
-    pub tcp_flags: u8,
     /// Keeps the size a multiple of eight without padding; always 0.
-    pub reserved: [u8; 4],
+    pub reserved: u8,
+    /// What the owner sent.
+    pub sent: Direction,
+    /// What the remote end sent.
+    pub received: Direction,
 }
 pod!(Flow);
 
+// A hash entry is 40 bytes of the kernel's, the key rounded up to 48, the value, and 8 bytes of the allocator's: just a
+// 192-byte slab, three cache lines.
+const _: () = assert!(40 + 48 + size_of::<Flow>() + 8 <= 192);
+
 impl Flow {
-    /// The world opened this flow towards the pod: replies leave as they are.
+    /// The world opened this flow towards the pod: nothing in it is translated.
     pub const INBOUND: u8 = 1;
-    /// A socket of the host whose source port was taken by a pod and that was given another.
+    /// The owner is a socket of the host whose source port was taken by a pod and that was given another.
     pub const HOST: u8 = 2;
 }
 
-/// `nat`: the way back: key is (remote, masquerade address, ports), value where the reply goes. Inserting it is the
-/// atomic claim of the masquerade port. Updated only by packets in that direction.
+/// `nat`: the way back of a translated flow: key is (remote, masquerade address, ports), value the flow's owner.
+/// Inserting it is the atomic claim of the masquerade port.
 #[repr(C)]
 #[cfg_attr(
     not(target_arch = "bpf"),
@@ -226,24 +253,63 @@ impl Flow {
 )]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Reverse {
-    /// `bpf_ktime_get_ns` of the last packet in this direction; when the claim was made, before the first.
-    pub last_seen: u64,
-    /// Packets in this direction.
-    pub packets: u64,
-    /// Bytes in this direction.
-    pub bytes: u64,
     /// The address the reply is for: a pod's or the host's own.
     pub address: Ip,
+    /// When the claim was made, in [ticks](crate::flow::ticks).
+    pub created: u32,
     /// The port (identifier) the reply is for.
     pub port: Port,
     /// [`Flow::HOST`] or 0.
     pub flags: u8,
-    /// TCP flags seen in this direction, or-ed.
-    pub tcp_flags: u8,
-    /// Keeps the size a multiple of eight without padding; always 0.
-    pub reserved: [u8; 4],
+    /// Keeps the size a multiple of four without padding; always 0.
+    pub reserved: u8,
 }
 pod!(Reverse);
+
+/// `ports`: a remote end towards which masquerade ports are scarce.
+#[repr(C)]
+#[cfg_attr(
+    not(target_arch = "bpf"),
+    derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PoolKey {
+    /// The masquerade address whose ports they are.
+    pub nat_address: Ip,
+    /// The remote address.
+    pub remote: Ip,
+    /// The remote port; 0 for ICMP echo, where there is none.
+    pub remote_port: Port,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Keeps the size a multiple of four without padding; always 0.
+    pub reserved: u8,
+}
+pod!(PoolKey);
+
+/// Words of [`Pool::taken`].
+pub const POOL_WORDS: usize = MASQUERADE_PORTS as usize / 64;
+
+/// `ports`: which masquerade ports are known to be taken. A hint that makes the search for a free one short: `nat` decides.
+/// A bit is set before its port is tried and cleared after its claim was removed, so no free port is ever lost.
+#[repr(C)]
+#[cfg_attr(not(target_arch = "bpf"), derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable))]
+#[derive(Clone, Copy)]
+pub struct Pool {
+    /// When the pool was last searched, in [ticks](crate::flow::ticks).
+    pub last_used: u32,
+    /// Keeps the size a multiple of eight without padding; always 0.
+    pub reserved: u32,
+    /// One bit a port, counted from [`MASQUERADE_PORT_FIRST`].
+    pub taken: [u64; POOL_WORDS],
+}
+pod!(Pool);
+
+/// How many pools there can be: one needs about 11,000 flows before it is made, so a full `conntrack` makes fewer.
+pub const POOLS_MAX: usize = 128;
+
+/// Buckets of `claims`: a claim that took `n` tries is counted in bucket `ceil(log2(n))`.
+pub const CLAIM_BUCKETS: usize = 16;
 
 /// `fragments`: key of a fragmented datagram that masquerade has seen the first fragment of.
 #[repr(C)]
@@ -296,7 +362,7 @@ pod!(Counter);
 
 /// Version of the layouts above. Bumped together with the snapshot: an agent that finds pins of another version makes
 /// new maps, fills them and only then swaps the programs over.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// First port of the masquerade range; the range is a power of two so that a random port is a mask away.
 pub const MASQUERADE_PORT_FIRST: u16 = 32_768;

@@ -174,6 +174,10 @@ pub trait Family {
     fn is_plain(header: &Self::Header) -> bool;
     /// Whether routers must not fragment the packet.
     fn dont_fragment(header: &Self::Header) -> bool;
+    /// The identification and the flags and offset of fragmentation, where the fixed header has them (IPv4).
+    fn fragmentation(header: &Self::Header) -> ([u8; 2], [u8; 2]);
+    /// What the fixed header's own checksum lacks to be right, if it has one: 0 when it is. Options are not looked at.
+    fn checksum_error(header: &Self::Header) -> u32;
     /// The two ECN bits.
     fn ecn(header: &Self::Header) -> u8;
     /// Replaces the source address in the header (and its checksum, if the header has one).
@@ -261,6 +265,16 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn fragmentation(header: &Ipv4) -> ([u8; 2], [u8; 2]) {
+        (header.id, header.fragment)
+    }
+
+    #[inline(always)]
+    fn checksum_error(header: &Ipv4) -> u32 {
+        header.sum() as u32
+    }
+
+    #[inline(always)]
     fn ecn(header: &Ipv4) -> u8 {
         header.tos & ECN
     }
@@ -343,6 +357,16 @@ impl Family for V6 {
     #[inline(always)]
     fn dont_fragment(_header: &Ipv6) -> bool {
         true
+    }
+
+    #[inline(always)]
+    fn fragmentation(_header: &Ipv6) -> ([u8; 2], [u8; 2]) {
+        ([0; 2], [0; 2])
+    }
+
+    #[inline(always)]
+    fn checksum_error(_header: &Ipv6) -> u32 {
+        0
     }
 
     #[inline(always)]

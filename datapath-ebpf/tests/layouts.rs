@@ -7,7 +7,8 @@ use std::fmt::Write as _;
 use std::mem::offset_of;
 
 use datapath_ebpf::maps::{
-    Counter, Endpoint, Flow, FlowKey, Fragment, FragmentKey, LAYOUT, Node, Reverse, Route, Uplink,
+    Counter, Direction, Endpoint, Flow, FlowKey, Fragment, FragmentKey, LAYOUT, Node, Pool, PoolKey, Reverse,
+    Route, Uplink,
 };
 use datapath_ebpf::{Ip, Mac, Port};
 
@@ -46,11 +47,11 @@ fn layouts_are_those_of_the_version_they_claim() {
     layout!(text, Uplink { masquerade_v6, masquerade_v4, mtu, flags });
     layout!(text, Node { address_v4, address_v6, overlay_ifindex, layout });
     layout!(text, FlowKey { src, dst, src_port, dst_port, protocol, reserved });
-    layout!(
-        text,
-        Flow { created, last_seen, packets, bytes, nat_address, nat_port, flags, tcp_flags, reserved }
-    );
-    layout!(text, Reverse { last_seen, packets, bytes, address, port, flags, tcp_flags, reserved });
+    layout!(text, Direction { packets, bytes, last_seen, end, ack, tcp_flags, reserved });
+    layout!(text, Flow { created, nat_address, ifindex, nat_port, flags, reserved, sent, received });
+    layout!(text, Reverse { address, created, port, flags, reserved });
+    layout!(text, PoolKey { nat_address, remote, remote_port, protocol, reserved });
+    layout!(text, Pool { last_used, reserved, taken });
     layout!(text, FragmentKey { src, dst, id, protocol, reserved });
     layout!(text, Fragment { address });
     layout!(text, Counter { packets, bytes });

@@ -130,20 +130,34 @@ fn kind(number: u8) -> &'static str {
 /// `hypha conntrack list`.
 pub fn conntrack(args: &MapArgs) -> anyhow::Result<()> {
     let rows = args.read(read::flows)?.into_iter().map(|row| {
-        let FlowRow { key, flow, reverse, timeout_seconds, idle_seconds } = row;
-        let (back_packets, back_bytes) = reverse.map_or((0, 0), |back| (back.packets, back.bytes));
+        let FlowRow { key, flow, timeout_seconds, idle_seconds } = row;
         vec![
             protocol(key.protocol),
             end(IpAddr::from(key.src), key.src_port),
             end(IpAddr::from(key.dst), key.dst_port),
             translation(&flow),
-            json!(flow.packets + back_packets),
-            json!(flow.bytes + back_bytes),
+            json!(flow.class(key.protocol).name()),
+            json!(flow.sent.packets),
+            json!(flow.sent.bytes),
+            json!(flow.received.packets),
+            json!(flow.received.bytes),
             json!(idle_seconds),
             json!(timeout_seconds),
         ]
     });
-    let columns = ["protocol", "from", "to", "as", "packets", "bytes", "idle_s", "timeout_s"];
+    let columns = [
+        "protocol",
+        "owner",
+        "remote",
+        "as",
+        "state",
+        "sent",
+        "sent_bytes",
+        "received",
+        "received_bytes",
+        "idle_s",
+        "timeout_s",
+    ];
     print_listing(args.output, &columns, rows)
 }
 
@@ -163,11 +177,9 @@ pub fn nat(args: &MapArgs) -> anyhow::Result<()> {
             end(IpAddr::from(src), src_port),
             end(IpAddr::from(dst), dst_port),
             end(IpAddr::from(back.address), back.port),
-            json!(back.packets),
-            json!(back.bytes),
         ]
     });
-    print_listing(args.output, &["protocol", "from", "to", "for", "packets", "bytes"], rows)
+    print_listing(args.output, &["protocol", "from", "to", "for"], rows)
 }
 
 /// `hypha metrics`.

@@ -20,8 +20,19 @@ use tracing::{info, warn};
 use super::{DatapathError, links, object::OBJECT, tables::Tables};
 
 /// The maps that are pinned, by name. `scratch` is not: it holds nothing between packets.
-pub const MAPS: [&str; 8] =
-    ["endpoints", "routes", "uplinks", "node", "conntrack", "nat", "fragments", "counters"];
+pub const MAPS: [&str; 11] = [
+    "endpoints",
+    "routes",
+    "uplinks",
+    "node",
+    "conntrack",
+    "nat",
+    "ports",
+    "claims",
+    "timeouts",
+    "fragments",
+    "counters",
+];
 
 /// The loaded programs, in the order of [`Program::ALL`].
 pub type Programs = Vec<(Program, SchedClassifier)>;

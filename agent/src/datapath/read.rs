@@ -8,14 +8,14 @@ use aya::{
 };
 use datapath_ebpf::{
     DropReason, Forward, Ip, Program,
+    flow::TICK_SHIFT,
     maps::{Counter, Endpoint, Flow, FlowKey, Reverse, Route},
     outcome::counter_index,
 };
 use ipnet::IpNet;
 
 use super::{
-    DatapathError, batch,
-    garbage::{self, way_back},
+    DatapathError, batch, garbage,
     load::MAPS,
     tables::{entries, prefix_of_trie},
 };
@@ -37,15 +37,13 @@ pub struct CounterRow {
     pub bytes: u64,
 }
 
-/// A flow with both its halves.
+/// A flow and its age.
 #[derive(Clone, Debug)]
 pub struct FlowRow {
-    /// The flow as its sender sees it.
+    /// The flow as its owner sees it.
     pub key: FlowKey,
-    /// Its own direction.
+    /// Its entry.
     pub flow: Flow,
-    /// The way back; `None` for a flow that is not translated.
-    pub reverse: Option<Reverse>,
     /// How long it may be idle, in seconds.
     pub timeout_seconds: u64,
     /// How long it has been idle, in seconds.
@@ -113,22 +111,16 @@ pub fn routes(bpf_dir: &Path) -> Result<BTreeMap<IpNet, Route>, DatapathError> {
     Ok(routes)
 }
 
-/// `conntrack` joined with `nat`, sorted by flow.
+/// `conntrack`, sorted by flow.
 pub fn flows(bpf_dir: &Path) -> Result<Vec<FlowRow>, DatapathError> {
-    let mut backs: BTreeMap<FlowKey, Reverse> = hash_entries(bpf_dir, "nat")?.into_iter().collect();
     let mut flows: Vec<(FlowKey, Flow)> = hash_entries(bpf_dir, "conntrack")?;
     flows.sort_by_key(|(key, _)| *key);
     let now = garbage::now();
-    let row = |(key, flow): (FlowKey, Flow)| {
-        let reverse = backs.remove(&way_back(&key, &flow));
-        let last_seen = reverse.map_or(0, |reverse| reverse.last_seen).max(flow.last_seen);
-        FlowRow {
-            key,
-            flow,
-            reverse,
-            timeout_seconds: garbage::timeout(key.protocol, &flow, reverse.as_ref()).as_secs(),
-            idle_seconds: garbage::idle(last_seen, now).as_secs(),
-        }
+    let row = |(key, flow): (FlowKey, Flow)| FlowRow {
+        key,
+        flow,
+        timeout_seconds: garbage::timeout(key.protocol, &flow).into(),
+        idle_seconds: (u64::from(flow.idle(now)) << TICK_SHIFT) / 1_000_000_000,
     };
     Ok(flows.into_iter().map(row).collect())
 }

@@ -40,6 +40,9 @@ impl Tables {
             conntrack: take(ebpf, "conntrack")?,
             nat: take(ebpf, "nat")?,
             others: vec![
+                ("ports", take_any(ebpf, "ports")?),
+                ("claims", take_any(ebpf, "claims")?),
+                ("timeouts", take_any(ebpf, "timeouts")?),
                 ("fragments", take_any(ebpf, "fragments")?),
                 ("counters", take_any(ebpf, "counters")?),
             ],

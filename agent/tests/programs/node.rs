@@ -9,7 +9,7 @@ use std::{
 };
 
 use datapath_ebpf::{
-    Program,
+    Ip, Program,
     maps::{Route, Uplink},
 };
 use hypha_agent::{
@@ -75,6 +75,13 @@ impl Node {
     /// Changes the uplink's entry.
     pub fn change_uplink(&mut self, change: impl FnOnce(&mut Uplink)) {
         change(self.desired.uplinks.get_mut(&self.devices.uplink).unwrap());
+        self.apply();
+    }
+
+    /// Makes an address known as the node's own.
+    pub fn be_the_nodes(&mut self, address: IpAddr) {
+        let node = self.desired.endpoints[&Ip::from(self.at.node)];
+        self.desired.endpoints.insert(address.into(), node);
         self.apply();
     }
 

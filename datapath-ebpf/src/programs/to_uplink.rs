@@ -9,6 +9,7 @@ use datapath_ebpf::{
 use crate::steps::{
     Verdict, masquerade,
     skb::{self, Skb},
+    source::Exit,
     tables::{find_endpoint, find_route, find_uplink},
 };
 
@@ -29,18 +30,13 @@ pub fn handle(skb: Skb) -> Verdict {
 fn send<F: Family>(skb: Skb) -> Verdict {
     let Ok((_, header)) = skb.headers::<F>() else { return Ok(Forward::Stack) };
     let Some(uplink) = find_uplink(skb.ifindex()) else { return Ok(Forward::Stack) };
-    let address = if F::V4 { uplink.masquerade_v4 } else { uplink.masquerade_v6 };
-    if uplink.flags & Uplink::MASQUERADE == 0 || address.is_unspecified() {
+    if uplink.flags & Uplink::MASQUERADE == 0 {
         return Ok(Forward::Stack);
     }
-    let src = F::src(&header);
-    if src == address {
-        return masquerade::host::<F>(skb, &header, &address);
-    }
-    match find_endpoint(&src) {
-        Some(endpoint) if endpoint.flags & Endpoint::HOST == 0 && leaves_cluster::<F>(&header) => {
-            masquerade::pod::<F>(skb, &header, &address)
-        }
+    let exit = Exit::new::<F>(skb.ifindex(), &uplink);
+    match find_endpoint(&F::src(&header)) {
+        Some(endpoint) if endpoint.flags & Endpoint::HOST != 0 => masquerade::host::<F>(skb, &header, &exit),
+        Some(_) if leaves_cluster::<F>(&header) => masquerade::pod::<F>(skb, &header, &exit),
         _ => Ok(Forward::Stack),
     }
 }

@@ -9,11 +9,11 @@ use aya_ebpf::{
 };
 use datapath_ebpf::{
     DropReason, Forward, Ip,
-    maps::{OVERLAY_VNI, Route},
+    maps::{OVERLAY_VNI, Route, Uplink},
     packet::{self, ETHERNET_LEN, Family, V4, V6},
 };
 
-use super::{Verdict, icmp_error, masquerade, skb::Skb, tables::find_uplink, wrap};
+use super::{Verdict, icmp_error, masquerade, skb::Skb, source::Exit, tables::find_uplink, wrap};
 
 /// Whether what goes out to the world may take the node's address.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -63,15 +63,11 @@ pub fn to_world<F: Family>(skb: Skb, header: &F::Header, masquerade: Masquerade)
         Hop::Done(forward) => return Ok(forward),
         Hop::Onward => {}
     }
-    let address = if F::V4 { uplink.masquerade_v4 } else { uplink.masquerade_v6 };
-    let forward =
-        if masquerade == Masquerade::No || uplink.flags & datapath_ebpf::maps::Uplink::MASQUERADE == 0 {
-            Forward::World
-        } else if address.is_unspecified() {
-            return Err(DropReason::NoMasqueradeAddress);
-        } else {
-            masquerade::pod::<F>(skb, header, &address)?
-        };
+    let forward = if masquerade == Masquerade::No || uplink.flags & Uplink::MASQUERADE == 0 {
+        Forward::World
+    } else {
+        masquerade::pod::<F>(skb, header, &Exit::new::<F>(ifindex, &uplink))?
+    };
     skb.decrement_ttl::<F>(header)?;
     send(skb, ifindex, &next_hop);
     Ok(forward)

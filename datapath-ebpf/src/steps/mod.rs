@@ -2,9 +2,12 @@
 
 use datapath_ebpf::{DropReason, Forward};
 
+pub mod bits;
 pub mod claim;
+pub mod clock;
 pub mod counters;
 pub mod deliver;
+pub mod flows;
 pub mod forward;
 pub mod fragments;
 pub mod icmp_error;
@@ -14,6 +17,8 @@ pub mod related;
 pub mod rewrite;
 pub mod scratch;
 pub mod skb;
+pub mod sockets;
+pub mod source;
 pub mod tables;
 pub mod transport;
 pub mod wrap;

@@ -2,10 +2,17 @@
 //!
 //! TC programs run with soft interrupts off, so no other program uses this CPU's slot before the current one is done.
 
-use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
-use datapath_ebpf::maps::{Flow, FlowKey, Reverse};
+use aya_ebpf::{
+    bindings::{bpf_fib_lookup, bpf_sock_tuple},
+    btf_maps::PerCpuArray,
+    macros::btf_map,
+};
+use datapath_ebpf::{
+    Ip, Port,
+    maps::{Flow, FlowKey, Reverse},
+};
 
-use super::{related::Quote, transport::Transport};
+use super::{claim::Search, related::Quote, transport::Transport};
 
 /// The slot's contents; every field is written before it is read.
 #[repr(C)]
@@ -15,12 +22,23 @@ pub struct Scratch {
     pub key: FlowKey,
     /// The packet that an ICMP error quotes.
     pub quote: Quote,
+    /// What the owner's packets are given instead of their source.
+    pub nat_address: Ip,
+    pub nat_port: Port,
     /// The flow to insert.
     pub flow: Flow,
+    /// The key of the flow that a reply belongs to.
+    pub flow_key: FlowKey,
     /// The way back; its destination port is the candidate of the claim.
     pub back: FlowKey,
     /// The way back's value to insert.
     pub reverse: Reverse,
+    /// The search for a port.
+    pub search: Search,
+    /// For questions about the host's sockets.
+    pub tuple: bpf_sock_tuple,
+    /// For questions about the host's routes.
+    pub fib: bpf_fib_lookup,
 }
 
 #[btf_map(name = "scratch")]

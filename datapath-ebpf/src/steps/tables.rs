@@ -7,9 +7,11 @@ use aya_ebpf::{
 };
 use datapath_ebpf::{
     Ip,
+    flow::TIMEOUTS,
     maps::{
-        CONNTRACK_MAX, COUNTERS_MAX, Counter, ENDPOINTS_MAX, Endpoint, FRAGMENTS_MAX, Flow, FlowKey,
-        Fragment, FragmentKey, Node, ROUTES_MAX, Reverse, Route, UPLINKS_MAX, Uplink,
+        CLAIM_BUCKETS, CONNTRACK_MAX, COUNTERS_MAX, Counter, ENDPOINTS_MAX, Endpoint, FRAGMENTS_MAX, Flow,
+        FlowKey, Fragment, FragmentKey, Node, POOLS_MAX, Pool, PoolKey, ROUTES_MAX, Reverse, Route,
+        UPLINKS_MAX, Uplink,
     },
 };
 
@@ -33,6 +35,15 @@ pub static CONNTRACK: HashMap<FlowKey, Flow, CONNTRACK_MAX, ON_DEMAND> = HashMap
 
 #[btf_map(name = "nat", pin_by_name)]
 pub static NAT: HashMap<FlowKey, Reverse, CONNTRACK_MAX, ON_DEMAND> = HashMap::new();
+
+#[btf_map(name = "ports", pin_by_name)]
+pub static PORTS: HashMap<PoolKey, Pool, POOLS_MAX, ON_DEMAND> = HashMap::new();
+
+#[btf_map(name = "claims", pin_by_name)]
+pub static CLAIMS: PerCpuArray<u64, CLAIM_BUCKETS> = PerCpuArray::new();
+
+#[btf_map(name = "timeouts", pin_by_name)]
+pub static TIMEOUT_SECONDS: Array<u32, TIMEOUTS> = Array::new();
 
 #[btf_map(name = "fragments", pin_by_name)]
 pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment, FRAGMENTS_MAX> = LruHashMap::new();

@@ -1,9 +1,11 @@
 //! What follows the IP header: ports, echo identifiers, ICMP errors, fragments, IPv6 extension headers.
 
 use datapath_ebpf::{
-    DropReason, Ip, Port,
+    DropReason, Ip, Port, checksum,
+    flow::Segment,
     maps::FlowKey,
-    packet::{self, ETHERNET_LEN, Family, Ipv4, V4},
+    packet::{self, ETHERNET_LEN, Family},
+    transport::{Tcp, Udp},
 };
 
 use super::skb::Skb;
@@ -31,18 +33,31 @@ pub enum Kind {
 pub struct Transport {
     /// Where the transport header starts, from the Ethernet header.
     pub offset: u32,
-    /// The fragments' common identification.
+    /// Where the IP packet ends, from the Ethernet header; a short frame is padded beyond.
+    pub end: u32,
+    /// TCP only: what the segment says about its connection.
+    pub segment: Segment,
+    /// The fragments' common identification: bytes as on the wire, an IPv4 one in the first two.
     pub fragment_id: [u8; 4],
+    /// Where in the datagram this fragment belongs, in bytes.
+    pub fragment_start: u16,
     pub src_port: Port,
     pub dst_port: Port,
     pub kind: Kind,
     pub protocol: u8,
-    pub tcp_flags: u8,
     /// The packet is a fragment, first or later.
     pub fragmented: bool,
+    /// Fragments follow.
+    pub more_fragments: bool,
 }
 
 impl Transport {
+    /// The TCP segment, if it is one.
+    #[inline(always)]
+    pub fn segment(&self) -> Option<&Segment> {
+        if self.protocol == packet::TCP { Some(&self.segment) } else { None }
+    }
+
     /// The flow in the direction of this packet.
     #[inline(always)]
     pub fn key(&self, src: Ip, dst: Ip) -> FlowKey {
@@ -68,42 +83,141 @@ pub const fn is_error<F: Family>(icmp_type: u8) -> bool {
     if F::V4 { matches!(icmp_type, 3 | 4 | 5 | 11 | 12) } else { icmp_type < 128 }
 }
 
-/// Reads the transport header.
+/// Reads the transport header. What a router or the receiver would refuse is malformed: a wrong IPv4 header checksum, lengths
+/// that contradict each other.
 #[inline(always)]
 pub fn parse<F: Family>(skb: Skb, header: &F::Header, transport: &mut Transport) -> Result<(), DropReason> {
+    check_header::<F>(skb, header)?;
+    let end = if skb.gso_size() == 0 { ETHERNET_LEN + F::packet_length(header) } else { skb.len() as usize };
+    if end > skb.len() as usize {
+        return Err(DropReason::Malformed);
+    }
+    locate::<F>(skb, header, ETHERNET_LEN as u32, transport)?;
+    transport.end = end as u32;
+    if transport.offset > transport.end {
+        return Err(DropReason::Malformed);
+    }
+    if transport.kind == Kind::LaterFragment {
+        return Ok(());
+    }
+    match transport.protocol {
+        packet::TCP => tcp(skb, transport),
+        packet::UDP => udp(skb, transport),
+        packet::SCTP => sctp(skb, transport),
+        protocol if protocol == F::ICMP => icmp::<F>(skb, transport),
+        _ => Ok(()),
+    }
+}
+
+/// Finds the transport header of the IP packet at `base`, which has this fixed header; sets where it is, its protocol, and all
+/// about fragmentation. Of the kinds only [`Kind::LaterFragment`] is told from [`Kind::Other`] yet.
+#[inline(always)]
+pub fn locate<F: Family>(
+    skb: Skb,
+    header: &F::Header,
+    base: u32,
+    transport: &mut Transport,
+) -> Result<(), DropReason> {
     *transport = Transport {
-        offset: (ETHERNET_LEN + size_of::<F::Header>()) as u32,
+        offset: base + F::length(header) as u32,
+        end: 0,
+        segment: Segment { seq: 0, ack: 0, length: 0, flags: 0 },
         fragment_id: [0; 4],
+        fragment_start: 0,
         src_port: Port::new(0),
         dst_port: Port::new(0),
         kind: Kind::Other,
         protocol: F::protocol(header),
-        tcp_flags: 0,
         fragmented: false,
+        more_fragments: false,
     };
-    let first = if F::V4 { find_v4(skb, transport)? } else { find_v6(skb, transport)? };
-    if !first {
-        transport.kind = Kind::LaterFragment;
-        return Ok(());
-    }
-    match transport.protocol {
-        packet::TCP => {
-            const FLAGS: u32 = 13;
-            transport.tcp_flags = skb.load::<u8>(transport.offset + FLAGS)?;
-            ports(skb, transport)?;
-        }
-        packet::UDP | packet::SCTP => ports(skb, transport)?,
-        protocol if protocol == F::ICMP => icmp::<F>(skb, transport)?,
-        _ => {}
+    if F::V4 {
+        let (id, field) = F::fragmentation(header);
+        transport.fragment_id = [id[0], id[1], 0, 0];
+        fragmentation(transport, u16::from_be_bytes(field) << 3, field[0] & 0x20 != 0);
+    } else if !F::is_plain(header) {
+        walk_extensions(skb, transport)?;
     }
     Ok(())
 }
 
 #[inline(always)]
-fn ports(skb: Skb, transport: &mut Transport) -> Result<(), DropReason> {
-    let [src, dst] = skb.load::<[Port; 2]>(transport.offset)?;
-    (transport.kind, transport.src_port, transport.dst_port) = (Kind::Ports, src, dst);
+fn fragmentation(transport: &mut Transport, start: u16, more: bool) {
+    transport.fragment_start = start;
+    transport.more_fragments = more;
+    transport.fragmented = more || start != 0;
+    if start != 0 {
+        transport.kind = Kind::LaterFragment;
+    }
+}
+
+/// The IPv4 header's checksum: whoever forwards a packet must check it (RFC 1812, section 5.2.2), and a changed header would
+/// otherwise carry the old error on.
+#[inline(always)]
+fn check_header<F: Family>(skb: Skb, header: &F::Header) -> Result<(), DropReason> {
+    if !F::V4 {
+        return Ok(());
+    }
+    let options = F::length(header) - size_of::<F::Header>();
+    let error = if options == 0 { F::checksum_error(header) } else { with_options::<F>(skb, header) };
+    if error == 0 { Ok(()) } else { Err(DropReason::Malformed) }
+}
+
+#[inline(never)]
+fn with_options<F: Family>(skb: Skb, header: &F::Header) -> u32 {
+    const MAX_WORDS: u32 = 10;
+    let words = (F::length(header) - size_of::<F::Header>()) as u32 / 4;
+    let mut sum = !(F::checksum_error(header) as u16) as u32;
+    for word in 0..MAX_WORDS {
+        if word < words {
+            let offset = (ETHERNET_LEN + size_of::<F::Header>()) as u32 + word * 4;
+            let Ok([a, b]) = skb.load::<[u16; 2]>(offset) else { return 1 };
+            sum = sum.wrapping_add(a as u32).wrapping_add(b as u32);
+        }
+    }
+    (!checksum::fold(sum)) as u32
+}
+
+#[inline(always)]
+fn tcp(skb: Skb, transport: &mut Transport) -> Result<(), DropReason> {
+    let header = skb.load::<Tcp>(transport.offset)?;
+    let payload = transport.offset + (header.data_offset >> 4) as u32 * 4;
+    if header.data_offset >> 4 < 5 || payload > transport.end {
+        return Err(DropReason::Malformed);
+    }
+    ports(transport, header.src_port, header.dst_port);
+    transport.segment = Segment {
+        seq: u32::from_be(header.seq),
+        ack: u32::from_be(header.ack),
+        length: transport.end - payload,
+        flags: header.flags,
+    };
     Ok(())
+}
+
+#[inline(always)]
+fn udp(skb: Skb, transport: &mut Transport) -> Result<(), DropReason> {
+    let header = skb.load::<Udp>(transport.offset)?;
+    let length = u16::from_be(header.length) as u32;
+    // The length of a fragmented datagram, or of one that is still to be split, is not this packet's.
+    let whole = !transport.fragmented && skb.gso_size() == 0;
+    if whole && (length < size_of::<Udp>() as u32 || transport.offset + length > transport.end) {
+        return Err(DropReason::Malformed);
+    }
+    ports(transport, header.src_port, header.dst_port);
+    Ok(())
+}
+
+#[inline(always)]
+fn sctp(skb: Skb, transport: &mut Transport) -> Result<(), DropReason> {
+    let [src, dst] = skb.load::<[Port; 2]>(transport.offset)?;
+    ports(transport, src, dst);
+    Ok(())
+}
+
+#[inline(always)]
+fn ports(transport: &mut Transport, src: Port, dst: Port) {
+    (transport.kind, transport.src_port, transport.dst_port) = (Kind::Ports, src, dst);
 }
 
 #[inline(always)]
@@ -121,21 +235,9 @@ fn icmp<F: Family>(skb: Skb, transport: &mut Transport) -> Result<(), DropReason
     Ok(())
 }
 
-/// Skips IPv4 options; returns whether the transport header is in this packet.
-#[inline(always)]
-fn find_v4(skb: Skb, transport: &mut Transport) -> Result<bool, DropReason> {
-    let header = skb.load::<Ipv4>(ETHERNET_LEN as u32)?;
-    transport.offset = (ETHERNET_LEN + V4::length(&header)) as u32;
-    let offset = u16::from_be_bytes(header.fragment) & 0x1fff;
-    let more = header.fragment[0] & 0x20 != 0;
-    transport.fragmented = more || offset != 0;
-    transport.fragment_id = [header.id[0], header.id[1], 0, 0];
-    Ok(offset == 0)
-}
-
-/// Walks IPv6 extension headers (RFC 8200, section 4); returns whether the transport header is in this packet.
-#[inline(always)]
-fn find_v6(skb: Skb, transport: &mut Transport) -> Result<bool, DropReason> {
+/// Walks IPv6 extension headers (RFC 8200, section 4).
+#[inline(never)]
+fn walk_extensions(skb: Skb, transport: &mut Transport) -> Result<(), DropReason> {
     const HOP_BY_HOP: u8 = 0;
     const ROUTING: u8 = 43;
     const FRAGMENT: u8 = 44;
@@ -152,17 +254,19 @@ fn find_v6(skb: Skb, transport: &mut Transport) -> Result<bool, DropReason> {
                 let header = skb.load::<[u8; 8]>(transport.offset)?;
                 transport.protocol = header[0];
                 transport.offset += 8;
-                transport.fragmented = true;
                 transport.fragment_id = [header[4], header[5], header[6], header[7]];
-                if u16::from_be_bytes([header[2], header[3]]) & 0xfff8 != 0 {
-                    return Ok(false);
+                let field = u16::from_be_bytes([header[2], header[3]]);
+                // A packet that is its own only fragment (RFC 6946) is none.
+                fragmentation(transport, field & 0xfff8, field & 1 != 0);
+                if transport.kind == Kind::LaterFragment {
+                    return Ok(());
                 }
             }
-            _ => return Ok(true),
+            _ => return Ok(()),
         }
     }
     match transport.protocol {
         HOP_BY_HOP | ROUTING | DESTINATION | FRAGMENT => Err(DropReason::ExtensionHeaders),
-        _ => Ok(true),
+        _ => Ok(()),
     }
 }

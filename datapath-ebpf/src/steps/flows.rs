@@ -1,0 +1,163 @@
+//! Making, finding and ending flows: `conntrack` and `nat` together.
+//!
+//! The way back is inserted first (the claim) and the flow second; a flow that cannot be inserted gives its claim back. A flow
+//! is removed first and its way back second: from then on its next packet makes both anew.
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use datapath_ebpf::{
+    DropReason, Ip, Port,
+    flow::{Sender, flow_of, way_back},
+    maps::{Direction, Flow},
+    packet::Family,
+};
+
+use super::{
+    claim, clock,
+    scratch::Scratch,
+    skb::Skb,
+    source::{self, Exit},
+    tables::{CONNTRACK, NAT},
+    transport::Transport,
+};
+
+/// What is known about an owner's packet.
+pub enum Found {
+    /// The world opened its flow: it leaves as it is.
+    Inbound,
+    /// It is translated to `scratch.nat_address` and `scratch.nat_port`.
+    Translated,
+    /// No flow.
+    Nothing,
+}
+
+const NO_PACKETS: Direction =
+    Direction { packets: 0, bytes: 0, last_seen: 0, end: 0, ack: 0, tcp_flags: 0, reserved: [0; 3] };
+
+/// The flow that the owner's packet belongs to (`scratch.key`), and its traces in it. A flow that was translated for another
+/// uplink is ended: the route has changed, and the other end would not know packets from here.
+#[inline(always)]
+pub fn find(skb: Skb, scratch: &mut Scratch, ifindex: u32) -> Found {
+    let Some(flow) = CONNTRACK.get_ptr_mut(&scratch.key) else { return Found::Nothing };
+    // SAFETY: `sent` is written by packets of this direction only; two CPUs at once may lose a count, never more. The
+    // reference is used before anything else touches the map.
+    let flow = unsafe { &mut *flow };
+    if flow.is_inbound() {
+        note(flow, Sender::Owner, skb, &scratch.transport);
+        return Found::Inbound;
+    }
+    (scratch.nat_address, scratch.nat_port) = (flow.nat_address, flow.nat_port);
+    if flow.ifindex != ifindex {
+        end(scratch);
+        return Found::Nothing;
+    }
+    note(flow, Sender::Owner, skb, &scratch.transport);
+    Found::Translated
+}
+
+#[inline(always)]
+fn note(flow: &mut Flow, sender: Sender, skb: Skb, transport: &Transport) {
+    flow.note(sender, skb.len(), clock::ticks(), transport.segment());
+}
+
+/// Removes the flow `scratch.key` and its way back.
+#[inline(never)]
+fn end(scratch: &mut Scratch) {
+    scratch.back = way_back(&scratch.key, scratch.nat_address, scratch.nat_port);
+    let _ = CONNTRACK.remove(&scratch.key);
+    // SAFETY: compared at once.
+    let is_own = unsafe { NAT.get(&scratch.back) }
+        .is_some_and(|back| back.address == scratch.key.src && back.port == scratch.key.src_port);
+    if is_own {
+        release(scratch);
+    }
+}
+
+/// Gives the claim `scratch.back` back.
+#[inline(always)]
+fn release(scratch: &mut Scratch) {
+    let _ = NAT.remove(&scratch.back);
+    claim::forget(&scratch.back);
+}
+
+/// Makes both halves of the flow `scratch.key`, and leaves its translation in `scratch.nat_address` and `scratch.nat_port`. A
+/// flow of the host's own keeps its address.
+#[inline(never)]
+pub fn open<F: Family>(skb: Skb, scratch: &mut Scratch, exit: &Exit, flags: u8) -> Result<(), DropReason> {
+    if flags & Flow::HOST != 0 {
+        scratch.nat_address = scratch.key.src;
+    } else if !source::choose::<F>(skb, scratch, exit) {
+        return Err(DropReason::NoMasqueradeAddress);
+    }
+    claim::port(skb, scratch, flags)?;
+    scratch.nat_port = scratch.back.dst_port;
+    write(scratch, scratch.nat_address, scratch.nat_port, exit.ifindex, flags);
+    note(&mut scratch.flow, Sender::Owner, skb, &scratch.transport);
+    if CONNTRACK.insert(&scratch.key, &scratch.flow, BPF_NOEXIST as u64).is_err() {
+        release(scratch);
+        return Err(DropReason::ConntrackFull);
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn write(scratch: &mut Scratch, nat_address: Ip, nat_port: Port, ifindex: u32, flags: u8) {
+    scratch.flow = Flow {
+        created: clock::nanoseconds(),
+        nat_address,
+        ifindex,
+        nat_port,
+        flags,
+        reserved: 0,
+        sent: NO_PACKETS,
+        received: NO_PACKETS,
+    };
+}
+
+/// The translated flow that a packet from the world (`scratch.key`) answers, and the packet's traces in it. Leaves the flow's
+/// key, whose source is the owner, in `scratch.flow_key`.
+#[inline(always)]
+pub fn find_reply(skb: Skb, scratch: &mut Scratch) -> Option<&'static Flow> {
+    // SAFETY: copied at once.
+    let back = *unsafe { NAT.get(&scratch.key) }?;
+    scratch.flow_key = flow_of(&scratch.key, back.address, back.port);
+    let Some(flow) = CONNTRACK.get_ptr_mut(&scratch.flow_key) else {
+        forget_orphan(scratch, back.created);
+        return None;
+    };
+    // SAFETY: `received` is written by packets of this direction only; two CPUs at once may lose a count, never more.
+    let flow = unsafe { &mut *flow };
+    if claim::is_for_listener(skb, scratch, flow) {
+        return None;
+    }
+    note(flow, Sender::Remote, skb, &scratch.transport);
+    Some(flow)
+}
+
+/// A claim without a flow translates nothing. A young one may belong to a flow that is just being made.
+#[inline(never)]
+fn forget_orphan(scratch: &mut Scratch, created: u32) {
+    const GRACE: u32 = datapath_ebpf::flow::ticks_of_seconds(1);
+    if clock::ticks().wrapping_sub(created) > GRACE {
+        scratch.back = scratch.key;
+        release(scratch);
+    }
+}
+
+/// Follows a flow opened from outside the cluster (`scratch.key` is the flow's). Makes its entry if `may_open` says so.
+#[inline(always)]
+pub fn follow_inbound(skb: Skb, scratch: &mut Scratch, may_open: impl FnOnce() -> bool) {
+    if let Some(flow) = CONNTRACK.get_ptr_mut(&scratch.key) {
+        // SAFETY: `received` is written by packets of this direction only; two CPUs at once may lose a count, never more.
+        let flow = unsafe { &mut *flow };
+        if flow.is_inbound() {
+            note(flow, Sender::Remote, skb, &scratch.transport);
+        }
+        return;
+    }
+    if may_open() {
+        write(scratch, Ip::UNSPECIFIED, Port::new(0), 0, Flow::INBOUND);
+        note(&mut scratch.flow, Sender::Remote, skb, &scratch.transport);
+        // No room: the reply is masqueraded, and the world's end will not know it.
+        let _ = CONNTRACK.insert(&scratch.key, &scratch.flow, BPF_NOEXIST as u64);
+    }
+}

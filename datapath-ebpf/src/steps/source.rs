@@ -1,0 +1,85 @@
+//! The address a new flow takes: the one the kernel would choose for a socket of the host on the same way.
+
+use aya_ebpf::{
+    bindings::{
+        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_OUTPUT,
+        BPF_FIB_LOOKUP_SKIP_NEIGH, bpf_fib_lookup,
+    },
+    helpers::generated as helpers,
+};
+use datapath_ebpf::{
+    Ip,
+    maps::{Endpoint, Uplink},
+    packet::Family,
+};
+
+use super::{scratch::Scratch, skb::Skb, tables::ENDPOINTS};
+
+/// An uplink as a packet's way out of the node.
+#[derive(Clone, Copy)]
+pub struct Exit {
+    pub ifindex: u32,
+    /// The uplink's masquerade address, if the kernel does not name a better one; `::` for none.
+    pub address: Ip,
+}
+
+impl Exit {
+    #[inline(always)]
+    pub fn new<F: Family>(ifindex: u32, uplink: &Uplink) -> Self {
+        Self { ifindex, address: if F::V4 { uplink.masquerade_v4 } else { uplink.masquerade_v6 } }
+    }
+}
+
+/// Leaves the source for the flow `scratch.key` out of this uplink in `scratch.nat_address`: the preferred source of the route, or
+/// what the rules of source selection give. An address that the agent does not know as the node's is not taken: replies to it
+/// would find nobody.
+#[inline(never)]
+pub fn choose<F: Family>(skb: Skb, scratch: &mut Scratch, exit: &Exit) -> bool {
+    if ask_kernel::<F>(skb, scratch, exit.ifindex) && is_of_the_node(&scratch.nat_address) {
+        return true;
+    }
+    scratch.nat_address = exit.address;
+    is_of_the_node(&scratch.nat_address)
+}
+
+#[inline(always)]
+fn is_of_the_node(address: &Ip) -> bool {
+    // SAFETY: one field is read before anything else touches the map.
+    unsafe { ENDPOINTS.get(address) }.is_some_and(|endpoint| endpoint.flags & Endpoint::HOST != 0)
+}
+
+/// False where the kernel has no answer, or is older than 6.7 and does not know the question.
+#[inline(always)]
+fn ask_kernel<F: Family>(skb: Skb, scratch: &mut Scratch, ifindex: u32) -> bool {
+    /// `BPF_FIB_LOOKUP_SRC` of `linux/bpf.h`.
+    const WITH_SOURCE: u32 = 1 << 4;
+    let params = &mut scratch.fib;
+    // SAFETY: all-zero is a valid value of this plain C structure.
+    *params = unsafe { core::mem::zeroed() };
+    params.family = F::AF;
+    params.ifindex = ifindex;
+    let dst = scratch.key.dst.words();
+    if F::V4 {
+        params.__bindgen_anon_4.ipv4_dst = dst[3];
+    } else {
+        params.__bindgen_anon_4.ipv6_dst = dst;
+    }
+    let flags = BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SKIP_NEIGH | WITH_SOURCE;
+    let size = size_of::<bpf_fib_lookup>() as i32;
+    // SAFETY: `params` is initialized and of the size given.
+    let found = unsafe { helpers::bpf_fib_lookup(skb.raw().cast(), params, size, flags) };
+    const FOUND: i64 = BPF_FIB_LKUP_RET_SUCCESS as i64;
+    const TOO_NARROW: i64 = BPF_FIB_LKUP_RET_FRAG_NEEDED as i64;
+    if found != FOUND && found != TOO_NARROW {
+        return false;
+    }
+    // SAFETY: both arms of the union are integers.
+    scratch.nat_address = unsafe {
+        if F::V4 {
+            Ip::from_v4_word(params.__bindgen_anon_3.ipv4_src)
+        } else {
+            Ip::from_words(params.__bindgen_anon_3.ipv6_src)
+        }
+    };
+    true
+}

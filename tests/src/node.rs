@@ -190,6 +190,11 @@ impl Node {
         agent.context("no agent to kill")?.kill()
     }
 
+    /// The agent's process, while one runs.
+    pub fn agent_pid(&self) -> Option<u32> {
+        self.agent().as_ref().map(Agent::pid)
+    }
+
     /// Resident memory of the agent in KiB.
     pub fn agent_resident_kib(&self) -> Result<u64> {
         self.agent().as_ref().context("the agent was not started")?.resident_kib()

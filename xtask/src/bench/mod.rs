@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::{compile, test::packages, workspace};
 
 mod cni;
+mod flows;
 mod live;
 mod load;
 mod paths;
@@ -27,6 +28,8 @@ enum Part {
     Paths,
     /// Nanoseconds per packet and program.
     Programs,
+    /// Masquerade with up to half a million flows.
+    Flows,
     /// CNI ADD and DEL, and the agent's memory.
     Cni,
 }
@@ -81,6 +84,7 @@ struct Report {
     paths: Vec<Row>,
     programs: Vec<programs::Cost>,
     traffic: Vec<live::Live>,
+    flows: Option<flows::Report>,
     cni: Option<cni::Report>,
 }
 
@@ -128,6 +132,9 @@ fn measure(options: &Options) -> anyhow::Result<Report> {
         report.programs = programs::measure(&native, &tunnel)?;
         report.traffic = live::measure(&native, &tunnel, options.family(), options.duration())?;
     }
+    if options.wants(Part::Flows) {
+        report.flows = Some(flows::measure(options.family())?);
+    }
     if options.wants(Part::Cni) {
         report.cni = Some(cni::measure()?);
     }
@@ -161,6 +168,7 @@ fn print(report: &Report) {
         (!report.paths.is_empty()).then(|| report::table_of(&report.paths)),
         (!report.programs.is_empty()).then(|| programs::table_of(&report.programs)),
         (!report.traffic.is_empty()).then(|| live::table_of(&report.traffic)),
+        report.flows.as_ref().map(flows::Report::table),
         report.cni.as_ref().map(cni::Report::table),
     ];
     for table in tables.into_iter().flatten() {

@@ -157,7 +157,8 @@ fn frame(
     Ok(frame)
 }
 
-fn mac_of(node: &Node, device: &str) -> anyhow::Result<[u8; 6]> {
+/// A device's MAC.
+pub fn mac_of(node: &Node, device: &str) -> anyhow::Result<[u8; 6]> {
     let text = shell::ip(node.netns(), &format!("-j link show dev {device}"))?;
     let link: serde_json::Value = serde_json::from_str(&text).context("reading what ip wrote")?;
     let address = link[0]["address"].as_str().context("a device without address")?;
@@ -166,7 +167,7 @@ fn mac_of(node: &Node, device: &str) -> anyhow::Result<[u8; 6]> {
 }
 
 /// The program of this name that is attached to a device of the calling thread's namespace.
-fn attached(device: &str, name: &str) -> anyhow::Result<ProgramInfo> {
+pub fn attached(device: &str, name: &str) -> anyhow::Result<ProgramInfo> {
     let mut programs = on_device(device)?.into_iter();
     programs
         .find(|program| program.name_as_str() == Some(name))
@@ -187,34 +188,55 @@ pub fn on_device(device: &str) -> anyhow::Result<Vec<ProgramInfo>> {
 
 /// The median time of one run, and the last verdict. The device must be of the calling thread's namespace.
 fn nanoseconds(program: RawFd, frame: &[u8], ifindex: u32) -> io::Result<(f64, i32)> {
-    // `struct __sk_buff` up to the field that says which device the packet came in on; the rest is zero.
-    const IFINDEX: usize = 10;
-    let mut context = [0_u32; IFINDEX + 1];
-    context[IFINDEX] = ifindex;
+    let mut runner = Runner::new(program, ifindex);
     let mut times = Vec::with_capacity(RUNS);
     let mut verdict = 0;
     for _ in 0..RUNS {
+        let (time, returned) = runner.run(frame)?;
+        times.push(time);
+        verdict = returned;
+    }
+    Ok((median(&times), verdict))
+}
+
+/// Runs a program on single packets.
+pub struct Runner {
+    program: RawFd,
+    /// `struct __sk_buff` up to the field that says which device the packet came in on; the rest is zero.
+    context: [u32; Self::IFINDEX + 1],
+}
+
+impl Runner {
+    const IFINDEX: usize = 10;
+
+    /// The device, if it is not 0, must be of the namespace of the thread that calls [`Runner::run`].
+    pub fn new(program: RawFd, ifindex: u32) -> Self {
+        let mut context = [0; Self::IFINDEX + 1];
+        context[Self::IFINDEX] = ifindex;
+        Self { program, context }
+    }
+
+    /// Nanoseconds of one run, and its verdict.
+    pub fn run(&mut self, frame: &[u8]) -> io::Result<(f64, i32)> {
         let mut attributes = no_attributes();
-        attributes.test.prog_fd = program.cast_unsigned();
+        attributes.test.prog_fd = self.program.cast_unsigned();
         attributes.test.repeat = 1;
         attributes.test.data_in = frame.as_ptr().expose_provenance() as u64;
         attributes.test.data_size_in = frame.len() as u32;
-        if ifindex != 0 {
-            attributes.test.ctx_in = context.as_ptr().expose_provenance() as u64;
-            attributes.test.ctx_size_in = size_of_val(&context) as u32;
+        if self.context[Self::IFINDEX] != 0 {
+            attributes.test.ctx_in = self.context.as_ptr().expose_provenance() as u64;
+            attributes.test.ctx_size_in = size_of_val(&self.context) as u32;
         }
         // SAFETY: packet and context live across the call and are as long as said; nothing is written back.
         unsafe { bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attributes)? };
         // SAFETY: the kernel has filled in the variant's integers.
         let done = unsafe { attributes.test };
-        times.push(f64::from(done.duration));
-        verdict = done.retval.cast_signed();
+        Ok((f64::from(done.duration), done.retval.cast_signed()))
     }
-    Ok((median(&times), verdict))
 }
 
 /// A classifier that does nothing: what a run costs before it does anything.
-fn empty_program() -> io::Result<OwnedFd> {
+pub fn empty_program() -> io::Result<OwnedFd> {
     const MOVE_0_TO_R0: u8 = 0xb7;
     const EXIT: u8 = 0x95;
     // SAFETY: integers only: all zeroes is a value.

@@ -123,6 +123,40 @@ impl Uplink {
     pub const MASQUERADE: u32 = 1;
 }
 
+/// A prefix that is quicker to ask than a trie.
+#[repr(C)]
+#[cfg_attr(
+    not(target_arch = "bpf"),
+    derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Prefix {
+    /// The address, bits beyond the prefix zero.
+    pub address: Ip,
+    /// Ones where the address matters; `::` means that nothing is in the prefix.
+    pub mask: Ip,
+}
+pod!(Prefix);
+
+impl Prefix {
+    /// Holds nothing.
+    pub const NONE: Self = Self { address: Ip::UNSPECIFIED, mask: Ip::UNSPECIFIED };
+
+    /// Whether an address is in it. With `v4` only the last word is compared: the others are the same in all mapped addresses.
+    #[inline(always)]
+    pub const fn contains(&self, ip: &Ip, v4: bool) -> bool {
+        let (address, mask, ip) = (self.address.words(), self.mask.words(), ip.words());
+        if v4 {
+            return mask[3] != 0 && (address[3] ^ ip[3]) & mask[3] == 0;
+        }
+        mask[0] != 0
+            && (address[0] ^ ip[0]) & mask[0] == 0
+            && (address[1] ^ ip[1]) & mask[1] == 0
+            && (address[2] ^ ip[2]) & mask[2] == 0
+            && (address[3] ^ ip[3]) & mask[3] == 0
+    }
+}
+
 /// `node`: the single entry of facts about this node that may change while the programs are loaded.
 #[repr(C)]
 #[cfg_attr(
@@ -135,6 +169,10 @@ pub struct Node {
     pub address_v4: Ip,
     /// The source of ICMPv6 errors, or `::` for none.
     pub address_v6: Ip,
+    /// A prefix that holds all nodes' IPv4 pods (mapped) and few others, and its mask; both `::` for none.
+    pub pods_v4: Prefix,
+    /// The same for IPv6.
+    pub pods_v6: Prefix,
     /// The VXLAN device, 0 without overlay.
     pub overlay_ifindex: u32,
     /// [`LAYOUT`] of the agent that wrote this.

@@ -7,8 +7,8 @@ use std::fmt::Write as _;
 use std::mem::offset_of;
 
 use datapath_ebpf::maps::{
-    Counter, Direction, Endpoint, Flow, FlowKey, Fragment, FragmentKey, LAYOUT, Node, Pool, PoolKey, Reverse,
-    Route, Uplink,
+    Counter, Direction, Endpoint, Flow, FlowKey, Fragment, FragmentKey, LAYOUT, Node, Pool, PoolKey, Prefix,
+    Reverse, Route, Uplink,
 };
 use datapath_ebpf::{Ip, Mac, Port};
 
@@ -45,7 +45,8 @@ fn layouts_are_those_of_the_version_they_claim() {
     layout!(text, Endpoint { ifindex, mac, flags, id });
     layout!(text, Route { next_hop, underlay_next_hop, ifindex, underlay_ifindex, mtu, kind, reserved });
     layout!(text, Uplink { masquerade_v6, masquerade_v4, mtu, flags });
-    layout!(text, Node { address_v4, address_v6, overlay_ifindex, layout });
+    layout!(text, Prefix { address, mask });
+    layout!(text, Node { address_v4, address_v6, pods_v4, pods_v6, overlay_ifindex, layout });
     layout!(text, FlowKey { src, dst, src_port, dst_port, protocol, reserved });
     layout!(text, Direction { packets, bytes, last_seen, end, ack, tcp_flags, reserved });
     layout!(text, Flow { created, nat_address, ifindex, nat_port, flags, reserved, sent, received });

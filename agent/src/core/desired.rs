@@ -7,7 +7,7 @@ use std::{
 
 use datapath_ebpf::{
     Ip, Mac,
-    maps::{Endpoint, LAYOUT, Node, OVERLAY_VNI, Route, RouteKind, Uplink},
+    maps::{Endpoint, LAYOUT, Node, OVERLAY_VNI, Prefix, Route, RouteKind, Uplink},
 };
 use ipnet::IpNet;
 
@@ -122,6 +122,26 @@ pub fn node_address(facts: &Facts, nodes: &Nodes, v4: bool) -> Option<IpAddr> {
     own.or_else(|| facts.uplinks.iter().find_map(masquerade))
 }
 
+/// The smallest prefix that holds every node's pods of one family. One that is much wider than a cluster says nothing: none then.
+fn pod_range(nodes: &Nodes, v4: bool) -> Prefix {
+    let shortest = if v4 { 8 } else { 16 };
+    let cidrs = nodes.iter().flat_map(|node| &node.pod_cidrs).filter(|cidr| cidr.addr().is_ipv4() == v4);
+    let cover = cidrs.copied().reduce(|cover, cidr| {
+        let mut cover = cover;
+        while !cover.contains(&cidr) {
+            match cover.supernet() {
+                Some(wider) => cover = wider,
+                None => break,
+            }
+        }
+        cover
+    });
+    cover.filter(|cover| cover.prefix_len() >= shortest).map_or(Prefix::NONE, |cover| Prefix {
+        address: cover.network().into(),
+        mask: cover.netmask().into(),
+    })
+}
+
 /// The desired state of everything.
 pub fn compile(nodes: &Nodes, facts: &Facts) -> Compiled {
     let mut compiler = Compiler::new(nodes, facts);
@@ -152,6 +172,8 @@ impl<'a> Compiler<'a> {
         let node = Node {
             address_v4: address(true),
             address_v6: address(false),
+            pods_v4: pod_range(nodes, true),
+            pods_v6: pod_range(nodes, false),
             overlay_ifindex: facts.overlay_ifindex.unwrap_or(0),
             layout: LAYOUT,
         };

@@ -10,7 +10,7 @@ use std::{
 
 use datapath_ebpf::{
     Ip, Mac,
-    maps::{Endpoint, LAYOUT, Node as NodeFacts, Route, RouteKind, Uplink},
+    maps::{Endpoint, LAYOUT, Node as NodeFacts, Prefix, Route, RouteKind, Uplink},
 };
 use hypha_agent::core::Desired;
 use ipnet::IpNet;
@@ -174,9 +174,12 @@ pub fn desired(devices: &Devices) -> Desired {
         mtu: u32::from(MTU),
         flags: Uplink::MASQUERADE,
     };
+    let ip = |text: &str| text.parse::<IpAddr>().unwrap().into();
     let node = NodeFacts {
         address_v4: v4.node.into(),
         address_v6: v6.node.into(),
+        pods_v4: Prefix { address: ip("10.244.0.0"), mask: ip("255.255.0.0") },
+        pods_v6: Prefix { address: ip("fd00:10:244::"), mask: ip("ffff:ffff:ffff::") },
         overlay_ifindex: devices.overlay,
         layout: LAYOUT,
     };

@@ -273,3 +273,43 @@ fn a_configured_mtu_narrows_the_routes_too() {
     let facts = Facts { mtu: Some(1300), ..facts(Routing::Tunnel) };
     assert_eq!(compile(&cluster(), &facts).desired.routes[&net("fd00:2::/64")].mtu, 1300);
 }
+
+#[test]
+fn the_pods_range_holds_every_nodes_pods_and_not_the_world() {
+    let nodes = |cidrs: &[&[&str]]| {
+        let mut nodes = Nodes::default();
+        for (number, cidrs) in cidrs.iter().enumerate() {
+            nodes.apply(&nodes::tests::node(&format!("n{number}"), cidrs, &[])).unwrap();
+        }
+        nodes
+    };
+    let cases: [(&str, &[&[&str]], Option<&str>); 5] = [
+        ("no node", &[], None),
+        ("one node", &[&["10.244.1.0/24", "fd00:1::/64"]], Some("10.244.1.0/24")),
+        (
+            "neighbours",
+            &[&["10.244.1.0/24"], &["10.244.2.0/24"], &["10.244.200.0/24"]],
+            Some("10.244.0.0/16"),
+        ),
+        ("one inside the other", &[&["10.0.0.0/9"], &["10.1.0.0/16"]], Some("10.0.0.0/9")),
+        ("too far apart to say anything", &[&["10.244.1.0/24"], &["192.168.1.0/24"]], None),
+    ];
+    for (name, cidrs, expected) in cases {
+        let range = pod_range(&nodes(cidrs), true);
+        let expected = expected.map(net).map_or(Prefix::NONE, |cover| Prefix {
+            address: cover.network().into(),
+            mask: cover.netmask().into(),
+        });
+        assert_eq!(range, expected, "{name}");
+        for cidr in cidrs.iter().flat_map(|cidrs| cidrs.iter()).map(|cidr| net(cidr)) {
+            let v4 = cidr.addr().is_ipv4();
+            let inside = v4 && expected != Prefix::NONE;
+            assert_eq!(range.contains(&cidr.addr().into(), v4), inside, "{name}: {cidr}");
+        }
+        assert!(!range.contains(&ip("203.0.113.9").into(), true), "{name}");
+    }
+    let range = pod_range(&nodes(&[&["fd00:1::/64"], &["fd00:2::/64"]]), false);
+    assert!(
+        range.contains(&ip("fd00:2::9").into(), false) && !range.contains(&ip("2001:db8::9").into(), false)
+    );
+}

@@ -283,7 +283,9 @@ fn the_pods_range_holds_every_nodes_pods_and_not_the_world() {
         }
         nodes
     };
-    let cases: [(&str, &[&[&str]], Option<&str>); 5] = [
+    /// The pod CIDRs of each node.
+    type Cluster<'a> = &'a [&'a [&'a str]];
+    let cases: [(&str, Cluster<'_>, Option<&str>); 5] = [
         ("no node", &[], None),
         ("one node", &[&["10.244.1.0/24", "fd00:1::/64"]], Some("10.244.1.0/24")),
         (

@@ -14,6 +14,7 @@ mod fragments;
 mod frames;
 mod inbound;
 mod masquerade;
+mod model;
 mod node;
 mod outbound;
 mod properties;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         ("outbound", outbound::cases()),
         ("wrapping", wrapping::cases()),
         ("properties", properties::cases()),
+        ("model", model::cases()),
     ];
     let mut trials = Vec::new();
     for (module, case) in modules.into_iter().flat_map(|(m, cases)| cases.into_iter().map(move |c| (m, c))) {

@@ -28,10 +28,10 @@ pub fn cases() -> Vec<Case> {
 const BUDGET: Duration = Duration::from_secs(4);
 const PACKETS: u32 = 20_000;
 /// A number that repeats a run.
-const SEED: &str = "HYPHA_SEED";
+pub const SEED: &str = "HYPHA_SEED";
 
 fn every_packet_is_counted_once_and_no_checksum_is_broken(node: &mut Node) {
-    let seed = std::env::var(SEED).map_or_else(|_| rand_seed(), |seed| seed.parse().unwrap());
+    let seed = seed();
     println!("{SEED}={seed} repeats the packets of {:?}", node.family);
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
@@ -61,9 +61,10 @@ fn every_packet_is_counted_once_and_no_checksum_is_broken(node: &mut Node) {
     }
 }
 
-fn rand_seed() -> u64 {
+/// The seed given, or any.
+pub fn seed() -> u64 {
     use std::hash::{BuildHasher as _, RandomState};
-    RandomState::new().hash_one(0)
+    std::env::var(SEED).map_or_else(|_| RandomState::new().hash_one(0), |seed| seed.parse().unwrap())
 }
 
 /// What holds for every packet.

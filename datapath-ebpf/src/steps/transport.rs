@@ -109,6 +109,15 @@ pub fn parse<F: Family>(skb: Skb, header: &F::Header, transport: &mut Transport)
     }
 }
 
+/// The transport header, which must lie within the packet: a short frame's padding behind it is no header.
+#[inline(always)]
+fn header<T: Copy>(skb: Skb, transport: &Transport) -> Result<T, DropReason> {
+    if transport.offset + size_of::<T>() as u32 > transport.end {
+        return Err(DropReason::Malformed);
+    }
+    skb.load::<T>(transport.offset)
+}
+
 /// Finds the transport header of the IP packet at `base`, which has this fixed header; sets where it is, its protocol, and all
 /// about fragmentation. Of the kinds only [`Kind::LaterFragment`] is told from [`Kind::Other`] yet.
 #[inline(always)]
@@ -180,7 +189,7 @@ fn with_options<F: Family>(skb: Skb, header: &F::Header) -> u32 {
 
 #[inline(always)]
 fn tcp(skb: Skb, transport: &mut Transport) -> Result<(), DropReason> {
-    let header = skb.load::<Tcp>(transport.offset)?;
+    let header = header::<Tcp>(skb, transport)?;
     let payload = transport.offset + (header.data_offset >> 4) as u32 * 4;
     if header.data_offset >> 4 < 5 || payload > transport.end {
         return Err(DropReason::Malformed);
@@ -197,7 +206,7 @@ fn tcp(skb: Skb, transport: &mut Transport) -> Result<(), DropReason> {
 
 #[inline(always)]
 fn udp(skb: Skb, transport: &mut Transport) -> Result<(), DropReason> {
-    let header = skb.load::<Udp>(transport.offset)?;
+    let header = header::<Udp>(skb, transport)?;
     let length = u16::from_be(header.length) as u32;
     // The length of a fragmented datagram, or of one that is still to be split, is not this packet's.
     let whole = !transport.fragmented && skb.gso_size() == 0;
@@ -210,7 +219,7 @@ fn udp(skb: Skb, transport: &mut Transport) -> Result<(), DropReason> {
 
 #[inline(always)]
 fn sctp(skb: Skb, transport: &mut Transport) -> Result<(), DropReason> {
-    let [src, dst] = skb.load::<[Port; 2]>(transport.offset)?;
+    let [src, dst] = header::<[Port; 2]>(skb, transport)?;
     ports(transport, src, dst);
     Ok(())
 }
@@ -222,7 +231,7 @@ fn ports(transport: &mut Transport, src: Port, dst: Port) {
 
 #[inline(always)]
 fn icmp<F: Family>(skb: Skb, transport: &mut Transport) -> Result<(), DropReason> {
-    let [kind, _code, _, _, id_high, id_low, _, _] = skb.load::<[u8; 8]>(transport.offset)?;
+    let [kind, _code, _, _, id_high, id_low, _, _] = header::<[u8; 8]>(skb, transport)?;
     let (request, reply) = echo_types::<F>();
     transport.kind = match kind {
         kind if kind == request => Kind::EchoRequest,

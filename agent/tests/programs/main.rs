@@ -13,6 +13,8 @@ mod forwarding;
 mod fragments;
 mod frames;
 mod inbound;
+mod invariants;
+mod malformed;
 mod masquerade;
 mod model;
 mod node;
@@ -21,6 +23,7 @@ mod properties;
 mod refusals;
 mod related;
 mod run;
+mod tally;
 mod topology;
 mod wrapping;
 
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         ("outbound", outbound::cases()),
         ("wrapping", wrapping::cases()),
         ("properties", properties::cases()),
+        ("malformed", malformed::cases()),
         ("model", model::cases()),
     ];
     let mut trials = Vec::new();

@@ -22,6 +22,7 @@ use nix::sched::{CloneFlags, unshare};
 use super::{
     frames::{Body, ErrorKind, Packet},
     run::{Input, Moved, Run},
+    tally::Tally,
     topology::{
         Addresses, Devices, Family, GATEWAY_MAC, POD_MAC, ROUTER_MAC, UPLINK_MAC, addresses, desired,
         make_devices,
@@ -92,8 +93,24 @@ impl Node {
 
     /// Runs the program on the device it belongs to.
     pub fn run(&mut self, program: Program, input: impl Into<Input>) -> Run {
-        let input = input.into();
         let before = self.counters();
+        let run = self.run_uncounted(program, input.into());
+        let mut moved = self.counters();
+        moved.retain(|counter, (packets, bytes)| {
+            let (earlier_packets, earlier_bytes) = before.get(counter).copied().unwrap_or_default();
+            (*packets, *bytes) = (*packets - earlier_packets, *bytes - earlier_bytes);
+            (*packets, *bytes) != (0, 0)
+        });
+        Run { moved, ..run }
+    }
+
+    /// The same, many times as fast: of the counters only the program's own are looked at.
+    pub fn run_counted(&mut self, tally: &mut Tally, program: Program, input: Input) -> Run {
+        let run = self.run_uncounted(program, input);
+        Run { moved: tally.moved(program), ..run }
+    }
+
+    fn run_uncounted(&mut self, program: Program, input: Input) -> Run {
         let packet = test_run::Packet {
             frame: &input.frame,
             ifindex: input.ifindex.unwrap_or(match program {
@@ -106,13 +123,7 @@ impl Node {
             repeat: 1,
         };
         let ran = self.datapath.test_run(program, &packet).unwrap();
-        let mut moved = self.counters();
-        moved.retain(|counter, (packets, bytes)| {
-            let (earlier_packets, earlier_bytes) = before.get(counter).copied().unwrap_or_default();
-            (*packets, *bytes) = (*packets - earlier_packets, *bytes - earlier_bytes);
-            (*packets, *bytes) != (0, 0)
-        });
-        Run { program, input, verdict: ran.verdict, frame: ran.frame, mark: ran.mark, moved }
+        Run { program, input, verdict: ran.verdict, frame: ran.frame, mark: ran.mark, moved: Moved::new() }
     }
 
     fn counters(&self) -> Moved {

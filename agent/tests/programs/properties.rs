@@ -5,18 +5,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use datapath_ebpf::{DropReason, Forward, Program};
+use datapath_ebpf::Program;
 use proptest::{
     prelude::*,
     sample::{Index, select},
-    test_runner::{Config, RngAlgorithm, TestCaseResult, TestError, TestRng, TestRunner},
+    test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner},
 };
 
 use super::{
-    BOTH, Case, cases, checksums,
+    BOTH, Case, cases,
     frames::{Body, ETHERNET, ErrorKind, Packet},
+    invariants,
     node::Node,
-    run::{Input, Run},
+    run::Input,
+    tally::Tally,
     topology::{Addresses, Family, GATEWAY_MAC, NEIGHBOUR_MAC, POD_MAC, ROUTER_MAC, UPLINK_MAC},
 };
 
@@ -39,6 +41,7 @@ fn every_packet_is_counted_once_and_no_checksum_is_broken(node: &mut Node) {
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
 
     let probes = probe(node.at, node.family);
+    let tally = RefCell::new(Tally::new(node.bpf_dir()));
     let node = RefCell::new(node);
     let (start, ran) = (Instant::now(), Cell::new(0));
     let outcome = runner.run(&probes, |probe| {
@@ -48,9 +51,11 @@ fn every_packet_is_counted_once_and_no_checksum_is_broken(node: &mut Node) {
         ran.set(ran.get() + 1);
         let mut node = node.borrow_mut();
         let device = probe.sent.device(&node);
-        let run = node.run(probe.program, Input::from(probe.frame()).gso_size(probe.gso_size).on(device));
-        holds(&run)
+        let input = Input::from(probe.frame()).gso_size(probe.gso_size).on(device);
+        let run = node.run_counted(&mut tally.borrow_mut(), probe.program, input);
+        invariants::hold(&node, &run).map_err(TestCaseError::fail)
     });
+    assert_eq!(tally.borrow_mut().strays(), Vec::<String>::new(), "counted for another program");
     println!("{} packets", ran.get());
     match outcome {
         Ok(()) => assert!(ran.get() > 100, "too slow to find anything"),
@@ -65,30 +70,6 @@ fn every_packet_is_counted_once_and_no_checksum_is_broken(node: &mut Node) {
 pub fn seed() -> u64 {
     use std::hash::{BuildHasher as _, RandomState};
     std::env::var(SEED).map_or_else(|_| RandomState::new().hash_one(0), |seed| seed.parse().unwrap())
-}
-
-/// What holds for every packet.
-fn holds(run: &Run) -> TestCaseResult {
-    prop_assert_eq!(run.moved.len(), 1, "counters {:?}", run.moved);
-    let (&(program, outcome), &moved) = run.moved.iter().next().unwrap();
-    prop_assert_eq!(program, run.program.name());
-    prop_assert_eq!(moved, (1, run.input.frame.len() as u64), "{}", outcome);
-    let is_drop = DropReason::ALL.iter().any(|reason| reason.name() == outcome);
-    prop_assert_eq!(run.verdict == 2, is_drop, "verdict {} for {}", run.verdict, outcome);
-    if is_drop {
-        return Ok(());
-    }
-    let (before, after) = (checksums::of(&run.input.frame), checksums::of(&run.frame));
-    if [Forward::TimeExceeded.name(), Forward::TooBig.name()].contains(&outcome) {
-        // The node's own packet, right whatever it is about.
-        prop_assert_ne!(after.header, Some(false), "{} {:02x?}", outcome, run.frame);
-        prop_assert_eq!(after.transport, Some(true), "{} {:02x?}", outcome, run.frame);
-    } else {
-        // What was right stays right, and what was broken stays recognizably so.
-        prop_assert_eq!(before, after, "{} {:02x?}", outcome, run.frame);
-        prop_assert_eq!(run.frame.len(), run.input.frame.len());
-    }
-    Ok(())
 }
 
 /// One packet for one program.

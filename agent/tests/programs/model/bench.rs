@@ -5,25 +5,24 @@ use std::{
     net::{IpAddr, TcpListener, UdpSocket},
 };
 
-use aya::maps::{HashMap, Map, MapData, PerCpuArray};
+use aya::maps::{HashMap, Map, MapData};
 use datapath_ebpf::{
     Ip, Outcome, Program,
-    maps::{Counter, Flow, FlowKey, Fragment, FragmentKey, Reverse},
-    outcome::{COUNTERS, counter_index},
+    maps::{Flow, FlowKey, Fragment, FragmentKey, Reverse},
 };
 use hypha_agent::datapath::test_run;
 
 use super::{
     compare::{self, Ran},
     event::{BOUND, CONNECTED, Event, LISTENED, MAY_LISTEN, REMOTE_PORTS},
-    packet::{TCP, UDP},
+    packet::{self, TCP, UDP},
     resolve::{Hook, Resolved},
     rules::Rules,
     time,
-    translation::{Model, Step, Stop, Verdict},
+    translation::{Model, Step, Stop, Verdict, key_of},
     world::{Pod, Socket, World},
 };
-use crate::node::Node;
+use crate::{node::Node, tally::Tally};
 
 /// Where the programs and the model part.
 #[derive(Clone, Debug)]
@@ -40,9 +39,7 @@ pub struct Bench<'a> {
     conntrack: HashMap<MapData, FlowKey, Flow>,
     nat: HashMap<MapData, FlowKey, Reverse>,
     fragments: HashMap<MapData, FragmentKey, Fragment>,
-    counters: PerCpuArray<MapData, Counter>,
-    /// What the counters must be.
-    counted: Vec<(u64, u64)>,
+    tally: Tally,
     sockets: Vec<Socket>,
     /// Held open.
     _sockets: (TcpListener, [UdpSocket; 2]),
@@ -53,25 +50,22 @@ impl<'a> Bench<'a> {
     pub fn new(node: &'a mut Node) -> Self {
         let open = |name| Map::HashMap(MapData::from_pin(node.bpf_dir().join(name)).unwrap());
         let fragments = Map::LruHashMap(MapData::from_pin(node.bpf_dir().join("fragments")).unwrap());
-        let counters = Map::PerCpuArray(MapData::from_pin(node.bpf_dir().join("counters")).unwrap());
+        let tally = Tally::new(node.bpf_dir());
         let (conntrack, nat) = (open("conntrack").try_into().unwrap(), open("nat").try_into().unwrap());
         let other = node.family.address("203.0.113.10", "2001:db8:f::10");
         let remotes = [node.at.world, other, node.at.exempt, node.at.native].map(Ip::from).to_vec();
         let (sockets, held) = open_sockets(node, remotes[0]);
-        let mut bench = Self {
+        Self {
             node,
             remotes,
             conntrack,
             nat,
             fragments: fragments.try_into().unwrap(),
-            counters: counters.try_into().unwrap(),
-            counted: Vec::new(),
+            tally,
             sockets,
             _sockets: held,
             listener: None,
-        };
-        bench.counted = bench.read_counters();
-        bench
+        }
     }
 
     /// Plays a sequence from empty maps; leaves them empty.
@@ -81,15 +75,6 @@ impl<'a> Bench<'a> {
         let result = run.all(events);
         run.clean(result.is_err());
         result
-    }
-
-    fn read_counters(&self) -> Vec<(u64, u64)> {
-        (0..COUNTERS as u32).map(|slot| self.counter(slot)).collect()
-    }
-
-    fn counter(&self, slot: u32) -> (u64, u64) {
-        let values = self.counters.get(&slot, 0).unwrap();
-        (values.iter().map(|value| value.packets).sum(), values.iter().map(|value| value.bytes).sum())
     }
 
     fn run(&mut self, hook: Hook, frame: &[u8]) -> test_run::Ran {
@@ -182,6 +167,10 @@ impl Play<'_, '_> {
     fn packet(&mut self, shot: &Resolved) -> Result<(), String> {
         let program = shot.hook.program();
         self.touched.extend([shot.key, shot.key.reversed()]);
+        if let Ok(packet) = packet::read(&self.model.rules, &shot.frame, self.model.world.v4) {
+            let key = key_of(&packet);
+            self.touched.extend([key, key.reversed()]);
+        }
         let (now, ran) = time::during(self.ahead, || self.bench.run(shot.hook, &shot.frame));
         let conntrack = &self.bench.conntrack;
         let chosen = |key: &FlowKey| conntrack.get(key, 0).ok().map(|flow| flow.nat_port.get());
@@ -201,19 +190,10 @@ impl Play<'_, '_> {
 
     /// The outcome's counter, and no other, must have moved.
     fn count(&mut self, program: Program, outcome: Outcome, length: usize) -> Result<(), String> {
-        let slot = counter_index(program, outcome.number());
-        let (packets, bytes) = &mut self.bench.counted[slot as usize];
-        (*packets, *bytes) = (*packets + 1, *bytes + length as u64);
-        if self.bench.counter(slot) == self.bench.counted[slot as usize] {
+        if self.bench.tally.expect(program, outcome, length) {
             return Ok(());
         }
-        Err(format!("expected {outcome:?}; counters that moved otherwise: {:?}", self.stray_counters()))
-    }
-
-    fn stray_counters(&mut self) -> Vec<String> {
-        let now = self.bench.read_counters();
-        let before = std::mem::replace(&mut self.bench.counted, now);
-        compare::moved(&before, &self.bench.counted)
+        Err(format!("expected {outcome:?}; counters that moved otherwise: {:?}", self.bench.tally.strays()))
     }
 
     /// Everything in the maps becomes this much older, which is the same as waiting.
@@ -252,7 +232,7 @@ impl Play<'_, '_> {
 
     /// Every entry there is, and every counter.
     fn compare_all(&mut self) -> Result<(), String> {
-        let strays = self.stray_counters();
+        let strays = self.bench.tally.strays();
         if !strays.is_empty() {
             return Err(format!("counters moved more than once: {strays:?}"));
         }

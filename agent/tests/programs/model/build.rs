@@ -7,6 +7,7 @@ use super::{
     packet::{ICMP, ICMPV6, SCTP, TCP, UDP},
     sums::{field, pseudo_header, set_word, sum, word},
 };
+use crate::frames::ETHERNET;
 
 /// An address and its port or identifier.
 pub type Place = (Ip, u16);
@@ -75,6 +76,21 @@ pub fn packet(plan: &Plan<'_>) -> Vec<u8> {
         }
     }
     bytes
+}
+
+/// Turns the bits of a frame that its quirks name.
+pub fn flip(frame: &mut [u8], v4: bool, quirks: &[Quirk]) {
+    for quirk in quirks {
+        let Quirk::Flip { bit, repaired } = quirk else { continue };
+        let at = usize::from(*bit) % (frame.len() * 8);
+        frame[at / 8] ^= 1 << (at % 8);
+        let header = ETHERNET..ETHERNET + usize::from(frame[ETHERNET] & 15) * 4;
+        if *repaired && v4 && header.len() >= 20 && header.end <= frame.len() {
+            set_word(frame, ETHERNET + 10, 0);
+            let right = field(sum(&frame[header]));
+            set_word(frame, ETHERNET + 10, right);
+        }
+    }
 }
 
 /// Protocol, transport header with payload, and where its checksum goes.

@@ -1,9 +1,8 @@
 //! What a program left against what the model says.
 
 use datapath_ebpf::{
-    DropReason, Forward, Outcome, Program,
+    Forward, Outcome, Program,
     maps::{self, FlowKey, MARK_HANDLED},
-    outcome::OUTCOMES,
 };
 
 use super::{
@@ -126,20 +125,6 @@ pub fn keys<'a>(name: &str, map: &[FlowKey], model: impl Iterator<Item = &'a Flo
     map.sort_unstable();
     let model: Vec<FlowKey> = model.copied().collect();
     if map == model { Ok(()) } else { Err(format!("{name} has {map:?}, expected {model:?}")) }
-}
-
-/// Which counters are not what they were, by name.
-pub fn moved(before: &[(u64, u64)], now: &[(u64, u64)]) -> Vec<String> {
-    let differing = (0..).zip(before.iter().zip(now)).filter(|(_, (before, now))| before != now);
-    differing.map(|(slot, (before, now))| format!("{} {before:?} -> {now:?}", name(slot))).collect()
-}
-
-fn name(slot: usize) -> String {
-    let (program, number) = (slot / OUTCOMES, (slot % OUTCOMES) as u8);
-    let forward = Forward::ALL.iter().find(|&&forward| forward as u8 == number).map(|forward| forward.name());
-    let reason = DropReason::ALL.iter().find(|&&reason| reason as u8 == number).map(|reason| reason.name());
-    let program = Program::ALL.get(program).map_or("?", |program| program.name());
-    format!("{program} {}", forward.or(reason).unwrap_or("?"))
 }
 
 pub fn hex(bytes: &[u8]) -> String {

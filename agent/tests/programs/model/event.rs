@@ -112,6 +112,8 @@ pub enum Quirk {
     Cut(u8),
     /// So many bytes follow the packet.
     Padding(u8),
+    /// One bit of the frame is the other way round; `repaired`: and the IPv4 header's checksum right for it.
+    Flip { bit: u16, repaired: bool },
 }
 
 /// Below the masquerade range, within, and, within, those that sockets of the host have: see [`super::bench`].

@@ -163,7 +163,7 @@ fn quirks(random: &mut Random) -> Vec<Quirk> {
 }
 
 fn quirk(random: &mut Random) -> Quirk {
-    match random.below(16) {
+    match random.below(19) {
         0 => Quirk::LastHop,
         1..4 => Quirk::Extensions(random.one(&[1, 1, 2, 4, 5])),
         4..8 => {
@@ -176,6 +176,7 @@ fn quirk(random: &mut Random) -> Quirk {
         12 => Quirk::DataOffset(random.one(&[0, 4, 6, 15])),
         13 => Quirk::UdpLength(random.one(&[-9, -1, 1])),
         14 => Quirk::Cut(random.one(&[1, 4, 8, 12, 24])),
-        _ => Quirk::Padding(random.one(&[1, 6, 20])),
+        15 => Quirk::Padding(random.one(&[1, 6, 20])),
+        _ => Quirk::Flip { bit: random.below(100 * 8) as u16, repaired: random.once_in(2) },
     }
 }

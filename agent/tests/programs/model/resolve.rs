@@ -68,7 +68,8 @@ impl Resolved {
         };
         let (hook, macs) = hook(shot);
         let ether_type: [u8; 2] = if model.world.v4 { [8, 0] } else { [0x86, 0xdd] };
-        let frame = [&macs[..], &ether_type, &ip].concat();
+        let mut frame = [&macs[..], &ether_type, &ip].concat();
+        build::flip(&mut frame, model.world.v4, &shot.quirks);
         let protocol = protocol(model.world.v4, &shot.content);
         let ports = if protocol == ICMP || protocol == ICMPV6 {
             let id = if out { src.1 } else { dst.1 };

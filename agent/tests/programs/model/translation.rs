@@ -10,6 +10,7 @@ use datapath_ebpf::{
 use super::{
     errors,
     flow::{ACK, End, Flow, SYN, State},
+    link,
     packet::{self, Kind, Packet, TCP},
     rewrite::{self, Side},
     rules::Rules,
@@ -71,7 +72,7 @@ pub fn key(src: Ip, dst: Ip, (src_port, dst_port): (u16, u16), protocol: u8) -> 
 }
 
 /// The flow of a packet as its sender sees it.
-fn key_of(packet: &Packet) -> FlowKey {
+pub fn key_of(packet: &Packet) -> FlowKey {
     key(packet.header.src, packet.header.dst, packet.ports, packet.header.protocol)
 }
 
@@ -82,13 +83,15 @@ impl Model {
 
     /// What a pod sends.
     pub fn pod_sends(&mut self, pod: Pod, step: &Step<'_>) -> Verdict {
-        let header = packet::fixed(step.frame, self.world.v4, ETHERNET)?;
-        if self.world.find(header.src) != Some(Endpoint::Pod(pod)) {
-            return Err(DropReason::SourceAddress.into());
+        if !link::is_ip(step.frame, self.world.v4) {
+            return Err(DropReason::EtherType.into());
         }
+        let header = packet::fixed(step.frame, self.world.v4, ETHERNET)?;
+        link::check_source(&self.world, pod, step.frame, &header)?;
         match self.world.find(header.dst) {
             Some(Endpoint::Node) => return Ok((Forward::Stack, step.frame.to_vec())),
             Some(Endpoint::Pod(to)) => return self.deliver(step.frame, to, Forward::Pod),
+            None if link::is_local(header.dst) => return Err(DropReason::LinkLocal.into()),
             None => {}
         }
         let way = self.world.way(header.dst);
@@ -110,6 +113,9 @@ impl Model {
     /// What the host's stack sends out of the uplink.
     pub fn stack_sends(&mut self, step: &Step<'_>) -> Verdict {
         let untouched = Ok((Forward::Stack, step.frame.to_vec()));
+        if !link::is_ip(step.frame, self.world.v4) {
+            return untouched;
+        }
         let Ok(header) = packet::fixed(step.frame, self.world.v4, ETHERNET) else { return untouched };
         match self.world.find(header.src) {
             Some(Endpoint::Node) => self.host_sends(step),
@@ -121,7 +127,13 @@ impl Model {
     /// What comes in by the uplink.
     pub fn world_sends(&mut self, step: &Step<'_>) -> Verdict {
         let untouched = Ok((Forward::Stack, step.frame.to_vec()));
+        if !link::is_ip(step.frame, self.world.v4) || link::is_for_another(step.frame) {
+            return untouched;
+        }
         let Ok(header) = packet::fixed(step.frame, self.world.v4, ETHERNET) else { return untouched };
+        if link::is_mapped(&header) || link::is_overlay(step.frame, &header) {
+            return untouched;
+        }
         if let Some(Endpoint::Pod(pod)) = self.world.find(header.dst) {
             self.follow_inbound(step);
             return self.deliver(step.frame, pod, Forward::Pod);

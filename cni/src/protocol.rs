@@ -229,6 +229,43 @@ pub struct Info {
     pub pod_cidrs: Vec<IpNet>,
     /// Names of the uplinks.
     pub uplinks: Vec<String>,
+    /// Whom new flows to the world appear as; empty when nothing is masqueraded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub masquerade: Vec<MasqueradeInfo>,
+    /// The ip-masq-agent's file, when one is followed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub masq_file: Option<MasqFileInfo>,
+}
+
+/// The source of new flows to some destinations by one uplink.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MasqueradeInfo {
+    /// The uplink's name.
+    pub device: String,
+    /// The destinations; all of a family stand for those that no other entry is about.
+    pub destinations: IpNet,
+    /// The source; none when the device has no address of the family.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<IpAddr>,
+    /// Why it is that one, in words.
+    pub reason: String,
+}
+
+/// What the ip-masq-agent's file says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MasqFileInfo {
+    /// The file.
+    pub path: PathBuf,
+    /// Whether it is there; defaults are in force without it.
+    pub found: bool,
+    /// Why the file as it is now is not what is in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// The prefixes that are in force.
+    pub exempt: Vec<IpNet>,
+    /// Keys of the file that have no effect.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ignored: Vec<String>,
 }
 
 /// One endpoint, as listed.

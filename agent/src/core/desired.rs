@@ -12,6 +12,7 @@ use datapath_ebpf::{
 use ipnet::IpNet;
 
 use super::{
+    exempt,
     facts::{Facts, KernelRoute, PodFacts, RouteTarget, Routing, UplinkInfo},
     nodes::{NodeModel, Nodes},
 };
@@ -115,11 +116,13 @@ fn overhead(over_v4: bool) -> u32 {
     if over_v4 { OVERHEAD_V4 } else { OVERHEAD_V6 }
 }
 
-/// The node's own address of one family: what its object says, else what it would masquerade with.
+/// The node's own address of one family: what its object says, else what it would masquerade with. Objects and devices
+/// change one after the other: an address that is not there, or not yet, is no source.
 pub fn node_address(facts: &Facts, nodes: &Nodes, v4: bool) -> Option<IpAddr> {
     let masquerade = |uplink: &UplinkInfo| if v4 { uplink.masquerade_v4 } else { uplink.masquerade_v6 };
+    let usable = |address: &IpAddr| facts.local.usable.contains(address);
     let own = nodes.get(&facts.node_name).and_then(|own| own.address(v4));
-    own.or_else(|| facts.uplinks.iter().find_map(masquerade))
+    own.filter(usable).or_else(|| facts.uplinks.iter().filter_map(masquerade).find(usable))
 }
 
 /// The smallest prefix that holds every node's pods of one family. One that is much wider than a cluster says nothing: none then.
@@ -195,7 +198,7 @@ impl<'a> Compiler<'a> {
     }
 
     fn other_node(&mut self, node: &'a NodeModel) {
-        let addresses = node.addresses.iter().filter(|address| !self.facts.local_addresses.contains(address));
+        let addresses = node.addresses.iter().filter(|address| !self.facts.local.all.contains(address));
         for prefix in node.pod_cidrs.iter().copied().chain(addresses.map(|address| IpNet::from(*address))) {
             match self.facts.routing {
                 Routing::Native => self.native(node, prefix),
@@ -279,7 +282,7 @@ impl<'a> Compiler<'a> {
 
     /// An exempt prefix inside a node's is left out: the longest match would hide the way to that node.
     fn exempt(&mut self) {
-        for cidr in self.facts.exempt_cidrs.iter().map(IpNet::trunc) {
+        for cidr in self.facts.exempt_cidrs.iter().copied().flat_map(exempt::pieces) {
             if !self.owners.keys().any(|prefix| prefix.contains(&cidr)) {
                 let exempt = route(RouteKind::Exempt, Ip::UNSPECIFIED, 0, u32::MAX);
                 self.out.desired.routes.insert(cidr, exempt);
@@ -289,14 +292,14 @@ impl<'a> Compiler<'a> {
 
     fn local_addresses(&mut self) {
         let host = Endpoint { ifindex: 0, mac: Mac { bytes: [0; 6] }, flags: Endpoint::HOST, id: 0 };
-        for address in &self.facts.local_addresses {
+        for address in &self.facts.local.all {
             self.out.desired.endpoints.insert((*address).into(), host);
         }
     }
 
     fn pod(&mut self, pod: &PodFacts) {
         for address in &pod.addresses {
-            if self.facts.local_addresses.contains(address) {
+            if self.facts.local.all.contains(address) {
                 self.out.problems.insert(Problem::HoldsNodeAddress { id: pod.id, address: *address });
                 continue;
             }
@@ -350,4 +353,4 @@ fn route(kind: RouteKind, next_hop: Ip, ifindex: u32, mtu: u32) -> Route {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -20,6 +20,43 @@ pub struct UplinkInfo {
     pub masquerade_v4: Option<IpAddr>,
     /// The IPv6 source the kernel would choose towards the world; `None` without a global IPv6 address.
     pub masquerade_v6: Option<IpAddr>,
+    /// Why it is that IPv4 source.
+    pub reason_v4: SourceReason,
+    /// Why it is that IPv6 source.
+    pub reason_v6: SourceReason,
+    /// Routes of the main table through the device that name their own source, default routes aside.
+    pub named_sources: Vec<NamedSource>,
+}
+
+/// Why the kernel would choose a source for what leaves by an uplink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceReason {
+    /// The default route through the device names it.
+    Named,
+    /// The default route through the device names none: the kernel chooses.
+    Chosen,
+    /// No default route leads through the device: its first lasting address.
+    First,
+    /// The device has no address of the family, and nothing else leads to one.
+    Missing,
+}
+
+/// A route that names the source of what follows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NamedSource {
+    /// The destinations.
+    pub prefix: IpNet,
+    /// Their preferred source.
+    pub source: IpAddr,
+}
+
+/// The addresses of the node's own devices by which others can reach it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LocalAddresses {
+    /// All of them.
+    pub all: Vec<IpAddr>,
+    /// Those that the kernel lets packets leave from now: it does not as long as duplicate address detection goes on.
+    pub usable: Vec<IpAddr>,
 }
 
 /// How the kernel's own routing table reaches an address.
@@ -120,8 +157,8 @@ pub struct Facts {
     pub overlay_ifindex: Option<u32>,
     /// How the kernel reaches the other nodes' addresses; unreachable ones are absent.
     pub next_hops: BTreeMap<IpAddr, NextHop>,
-    /// Every address of the node's own devices.
-    pub local_addresses: Vec<IpAddr>,
+    /// The addresses of the node's own devices.
+    pub local: LocalAddresses,
     /// The pods that are wired.
     pub pods: Vec<PodFacts>,
 }

@@ -1,8 +1,12 @@
 //! The pure core: what the node should look like, computed from what is known. No tokio, aya or netlink in here.
 
+pub mod choice;
 pub mod desired;
+pub mod duration;
+pub mod exempt;
 pub mod facts;
 pub mod ipam;
+pub mod masq_config;
 pub mod nodes;
 
 pub use desired::Desired;

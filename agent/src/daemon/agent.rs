@@ -11,7 +11,9 @@ use tokio::sync::RwLock;
 
 use super::{Config, expedite::Expedite, metrics::Metrics, worker::Worker};
 use crate::{
+    core::choice::Choice,
     netlink::{Netlink, PodWiring},
+    source::masq_file::MasqFile,
     store::{Ledger, Record},
 };
 
@@ -54,6 +56,10 @@ pub struct View {
     pub pod_cidrs: Vec<IpNet>,
     /// The uplinks' names.
     pub uplinks: Vec<String>,
+    /// Whom new flows to the world appear as.
+    pub choices: Vec<Choice>,
+    /// The file that tells which prefixes are not masqueraded.
+    pub masq_file: Option<MasqFile>,
 }
 
 impl Default for View {
@@ -66,6 +72,8 @@ impl Default for View {
             nodes: 0,
             pod_cidrs: Vec::new(),
             uplinks: Vec::new(),
+            choices: Vec::new(),
+            masq_file: None,
         }
     }
 }

@@ -48,6 +48,11 @@ pub struct Options {
     #[arg(long, env = "HYPHA_EXEMPT_CIDR", value_name = "CIDR", value_delimiter = ',')]
     pub exempt_cidr: Vec<IpNet>,
 
+    /// File of an ip-masq-agent (nonMasqueradeCIDRs, masqLinkLocal, resyncInterval): more prefixes that are never
+    /// masqueraded, read again when it changes
+    #[arg(long, env = "HYPHA_IP_MASQ_AGENT_CONFIG", value_name = "FILE")]
+    pub ip_masq_agent_config: Option<PathBuf>,
+
     /// Whether the kernel's RCU grace periods are shortened while pods are wired [default: true]
     #[arg(long, env = "HYPHA_EXPEDITE_RCU", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub expedite_rcu: Option<bool>,
@@ -123,6 +128,8 @@ pub struct Config {
     pub masquerade: bool,
     /// Prefixes that are never masqueraded.
     pub exempt_cidrs: Vec<IpNet>,
+    /// The file that adds to them.
+    pub ip_masq_agent_config: Option<PathBuf>,
     /// Whether RCU grace periods are shortened while pods are wired.
     pub expedite_rcu: bool,
     /// MTU of the pods when it is not to be found.
@@ -158,6 +165,7 @@ impl Options {
             devices: or(self.device, file.device),
             masquerade: self.masquerade.or(file.masquerade).unwrap_or(true),
             exempt_cidrs: or(self.exempt_cidr, file.exempt_cidr),
+            ip_masq_agent_config: self.ip_masq_agent_config.or(file.ip_masq_agent_config),
             expedite_rcu: self.expedite_rcu.or(file.expedite_rcu).unwrap_or(true),
             mtu: self.mtu.or(file.mtu),
             run_dir: self.run_dir.or(file.run_dir).unwrap_or_else(|| RUN_DIR.into()),
@@ -218,6 +226,7 @@ mod tests {
                 devices: Vec::new(),
                 masquerade: true,
                 exempt_cidrs: Vec::new(),
+                ip_masq_agent_config: None,
                 expedite_rcu: true,
                 mtu: None,
                 run_dir: "/run/hypha".into(),
@@ -233,13 +242,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("hypha.yaml");
         let text = "source: dir:/file\nrouting: native\nmasquerade: false\ndevice: [eth0, eth1]\nmtu: 1400\n\
-                    exempt-cidr: [10.0.0.0/8]\nmetrics-addr: 127.0.0.1:9000\nnode-name: file\n";
+                    exempt-cidr: [10.0.0.0/8]\nip-masq-agent-config: /etc/config/masq\nmetrics-addr: 127.0.0.1:9000\nnode-name: file\n";
         fs::write(&path, text).unwrap();
         let file = path.to_str().unwrap();
         let config = resolve(&["--config", file, "--device", "eth9", "--masquerade=true"]).unwrap();
         assert_eq!((config.routing, config.mtu), (Routing::Native, Some(1400)));
         assert_eq!((config.devices, config.masquerade), (vec!["eth9".to_owned()], true));
         assert_eq!(config.exempt_cidrs, ["10.0.0.0/8".parse().unwrap()]);
+        assert_eq!(config.ip_masq_agent_config, Some("/etc/config/masq".into()));
         assert_eq!(config.node_name, "file");
     }
 

@@ -15,7 +15,7 @@ use crate::{
     netlink::{NetlinkError, PodLinkInfo},
 };
 
-/// Everything but the pods. Makes or repairs the tunnel device on the way, because its number is among the facts.
+/// Everything but the pods and the exempt prefixes, which are not the kernel's. Makes or repairs the tunnel device on the way, because its number is among the facts.
 pub async fn gather(agent: &Agent, nodes: &Nodes) -> Result<Facts, NetlinkError> {
     let Agent { netlink, config, .. } = agent;
     let own = nodes.get(&config.node_name).map(|own| own.addresses.clone()).unwrap_or_default();
@@ -32,12 +32,12 @@ pub async fn gather(agent: &Agent, nodes: &Nodes) -> Result<Facts, NetlinkError>
         node_name: config.node_name.clone(),
         routing: config.routing,
         masquerade: config.masquerade,
-        exempt_cidrs: config.exempt_cidrs.clone(),
+        exempt_cidrs: Vec::new(),
         mtu: config.mtu,
         uplinks,
         overlay_ifindex: None,
         next_hops,
-        local_addresses: netlink.local_addresses().await?,
+        local: netlink.local_addresses().await?,
         pods: Vec::new(),
     };
     match config.routing {

@@ -24,7 +24,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use self::reconcile::Reconciler;
+use self::reconcile::{Inputs, Reconciler};
 pub use self::{
     agent::{Agent, View},
     config::{BPF_DIR, CNI_CONF_DIR, Config, Options, RUN_DIR, Source},
@@ -64,6 +64,9 @@ async fn live(config: Config) -> anyhow::Result<()> {
     let ledger = Ledger::open(&config.run_dir)?;
     let Source::Dir(path) = &config.source;
     let events = source::dir::watch(path)?;
+    let kept = config.run_dir.join("ip-masq-agent");
+    let masq_file = config.ip_masq_agent_config.as_deref().map(|path| source::masq_file::watch(path, &kept));
+    let masq_file = masq_file.transpose()?;
     // Listening before looking: a change in between is looked at twice rather than missed.
     let monitor = Netlink::monitor()?;
     let netlink = Netlink::connect().await?;
@@ -71,7 +74,7 @@ async fn live(config: Config) -> anyhow::Result<()> {
     if let Some(address) = agent.config.metrics_addr {
         metrics::serve(Arc::clone(&agent), address).await?;
     }
-    let mut reconciler = Reconciler::new(Arc::clone(&agent), events, monitor);
+    let mut reconciler = Reconciler::new(Arc::clone(&agent), Inputs { events, monitor, masq_file });
     reconciler.first_sync().await;
     server::recover(&agent).await;
     reconciler.pass().await;

@@ -3,12 +3,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
 
+use ipnet::IpNet;
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
 use tokio_util::sync::CancellationToken;
@@ -23,13 +25,14 @@ use super::{
 use crate::{
     core::{
         Desired,
+        choice::choices,
         desired::{Compiled, Problem, compile, node_address, pod_mtu},
         facts::Facts,
         nodes::Nodes,
     },
     datapath::{Changes, Datapath, DatapathError, Role},
-    netlink::{Change, Netlink, NetlinkError, PodLink, PodLinkInfo},
-    source::{Event, Object},
+    netlink::{Changes as NetworkChanges, Monitor, Netlink, NetlinkError, PodLink, PodLinkInfo},
+    source::{Event, Object, masq_file::MasqFile},
     store::{Phase, Record},
 };
 
@@ -41,7 +44,8 @@ const COLLECT: Duration = Duration::from_secs(10);
 const GAP: Duration = Duration::from_millis(250);
 /// How long facts about the node's own network are believed while the kernel reports no change.
 const FACTS_AGE: Duration = Duration::from_secs(30);
-/// The same while it reports some: every pod that comes or goes is one.
+/// The same while it reports some: every pod that comes or goes is one. Changes of the node's addresses are not waited
+/// for: packets leave with them.
 const FACTS_AGE_CHANGED: Duration = Duration::from_secs(1);
 
 /// Why a reconciliation did not come to its end; the next one tries again.
@@ -61,18 +65,41 @@ pub enum PassError {
     Conflist(#[from] ConflistError),
 }
 
+/// Who says that something has changed.
+#[derive(Debug)]
+pub struct Inputs {
+    /// The source of objects.
+    pub events: mpsc::Receiver<Event>,
+    /// The kernel.
+    pub monitor: Monitor,
+    /// The file that tells which prefixes are not masqueraded.
+    pub masq_file: Option<watch::Receiver<MasqFile>>,
+}
+
 /// Follows the sources and the kernel.
 #[derive(Debug)]
 pub struct Reconciler {
     agent: Arc<Agent>,
-    events: mpsc::Receiver<Event>,
-    monitor: mpsc::Receiver<Change>,
+    inputs: Inputs,
     nodes: Nodes,
     facts: Option<(Instant, Facts)>,
-    /// The kernel reported a change since the facts were gathered.
-    stale: bool,
+    /// The kernel reported changes since the facts were gathered.
+    stale: Option<Stale>,
+    /// The node's addresses as of the last pass.
+    addresses: BTreeSet<IpAddr>,
+    /// What the kernel has reported altogether.
+    seen: NetworkChanges,
     last_pass: Instant,
     said: Said,
+}
+
+/// How far facts about the node's network may be off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stale {
+    /// Something has changed.
+    Somewhere,
+    /// The node's addresses or the way to the world have changed, or nobody knows what.
+    Addresses,
 }
 
 /// What the log knows already.
@@ -85,14 +112,15 @@ struct Said {
 
 impl Reconciler {
     /// Nothing is compared before [`Reconciler::pass`].
-    pub fn new(agent: Arc<Agent>, events: mpsc::Receiver<Event>, monitor: mpsc::Receiver<Change>) -> Self {
+    pub fn new(agent: Arc<Agent>, inputs: Inputs) -> Self {
         Self {
             agent,
-            events,
-            monitor,
+            inputs,
             nodes: Nodes::default(),
             facts: None,
-            stale: false,
+            stale: None,
+            addresses: BTreeSet::new(),
+            seen: NetworkChanges::default(),
             last_pass: Instant::now(),
             said: Said::default(),
         }
@@ -100,7 +128,7 @@ impl Reconciler {
 
     /// Takes what the source has to say at first.
     pub async fn first_sync(&mut self) {
-        if let Some(event) = self.events.recv().await {
+        if let Some(event) = self.inputs.events.recv().await {
             self.take(event);
         }
     }
@@ -111,9 +139,12 @@ impl Reconciler {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         collect.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let due = FACTS_AGE_CHANGED.saturating_sub(self.last_pass.elapsed());
             tokio::select! {
-                Some(event) = self.events.recv() => self.take(event),
-                Some(Change) = self.monitor.recv() => self.stale = true,
+                Some(event) = self.inputs.events.recv() => self.take(event),
+                Ok(()) = self.inputs.monitor.changed() => {}
+                Some(()) = changed(&mut self.inputs.masq_file) => {}
+                () = sleep(due), if self.stale.is_some() => {}
                 _ = collect.tick() => {
                     self.collect().await;
                     continue;
@@ -144,7 +175,7 @@ impl Reconciler {
 
     fn fail(&mut self, error: &PassError) {
         // Facts may be what was wrong, for instance a device that is gone.
-        self.stale = true;
+        self.stale = self.stale.max(Some(Stale::Somewhere));
         let text = error.to_string();
         if self.said.error.as_ref() != Some(&text) {
             error!(error = text, "cannot bring the node to its desired state: trying again");
@@ -158,17 +189,21 @@ impl Reconciler {
     }
 
     fn drain(&mut self) {
-        while let Ok(event) = self.events.try_recv() {
+        while let Ok(event) = self.inputs.events.try_recv() {
             self.take(event);
         }
-        while self.monitor.try_recv().is_ok() {
-            self.stale = true;
+        let changes = *self.inputs.monitor.borrow_and_update();
+        let seen = std::mem::replace(&mut self.seen, changes);
+        if changes.addresses != seen.addresses {
+            self.stale = Some(Stale::Addresses);
+        } else if changes.all != seen.all {
+            self.stale = self.stale.max(Some(Stale::Somewhere));
         }
-        if self.monitor.is_closed() {
+        if self.inputs.monitor.has_changed().is_err() {
             warn!("the kernel's notifications ended: subscribing anew");
-            self.stale = true;
+            self.stale = Some(Stale::Addresses);
             match Netlink::monitor() {
-                Ok(monitor) => self.monitor = monitor,
+                Ok(monitor) => (self.inputs.monitor, self.seen) = (monitor, NetworkChanges::default()),
                 Err(error) => warn!(%error, "cannot subscribe to the kernel's notifications"),
             }
         }
@@ -201,7 +236,11 @@ impl Reconciler {
         let quiet = agent.wiring.write().await;
         let links = agent.netlink.pod_links().await?;
         let pods = self.wired_pods(&links);
-        let facts = Facts { pods: pods.iter().filter_map(|(record, _)| record.facts()).collect(), ..facts };
+        let facts = Facts {
+            pods: pods.iter().filter_map(|(record, _)| record.facts()).collect(),
+            exempt_cidrs: self.exempt_cidrs(),
+            ..facts
+        };
         let Compiled { desired, kernel_routes, problems } = compile(&self.nodes, &facts);
         self.say(problems);
         self.bring_datapath(desired, facts::attachments(&facts, &links)).await?;
@@ -221,17 +260,42 @@ impl Reconciler {
                 "kernel routes brought up to date"
             );
         }
-        self.publish(&facts)
+        self.publish(&facts)?;
+        self.end_flows_of_former_addresses(&facts.local.all).await;
+        Ok(())
+    }
+
+    /// What the operator says, and what the file says at this moment.
+    fn exempt_cidrs(&self) -> Vec<IpNet> {
+        let mut cidrs = self.agent.config.exempt_cidrs.clone();
+        let file = self.inputs.masq_file.as_ref().map(|file| file.borrow().config.exempt.clone());
+        cidrs.extend(file.into_iter().flatten());
+        cidrs
+    }
+
+    /// Flows that leave under an address which is no longer there would wait for answers in vain.
+    async fn end_flows_of_former_addresses(&mut self, addresses: &[IpAddr]) {
+        let addresses: BTreeSet<IpAddr> = addresses.iter().copied().collect();
+        let gone: Vec<IpAddr> = self.addresses.difference(&addresses).copied().collect();
+        self.addresses = addresses;
+        if !gone.is_empty() {
+            info!(addresses = ?gone, "addresses of the node are gone: ending their flows");
+            self.collect().await;
+        }
     }
 
     /// What is known about the node's own network, read from the kernel when it may have changed.
     async fn facts(&mut self) -> Result<Facts, PassError> {
-        let age = if self.stale { FACTS_AGE_CHANGED } else { FACTS_AGE };
+        let age = match self.stale {
+            None => FACTS_AGE,
+            Some(Stale::Somewhere) => FACTS_AGE_CHANGED,
+            Some(Stale::Addresses) => Duration::ZERO,
+        };
         if let Some((_, facts)) = self.facts.as_ref().filter(|(since, _)| since.elapsed() < age) {
             return Ok(facts.clone());
         }
         // What changes from here on is seen by the next pass.
-        self.stale = false;
+        self.stale = None;
         let facts = facts::gather(&self.agent, &self.nodes).await?;
         let known = self.facts.as_ref().map(|(_, known)| &known.uplinks);
         if known != Some(&facts.uplinks) {
@@ -333,6 +397,8 @@ impl Reconciler {
             nodes: self.nodes.iter().count(),
             pod_cidrs,
             uplinks: facts.uplinks.iter().map(|uplink| uplink.name.clone()).collect(),
+            choices: choices(facts),
+            masq_file: self.inputs.masq_file.as_ref().map(|file| file.borrow().clone()),
         };
         let ready = view.not_ready.is_none();
         let before = self.agent.set_view(view);
@@ -360,4 +426,9 @@ impl Reconciler {
             Err(WorkerGone) => {}
         }
     }
+}
+
+/// Waits for the file's next state; `None` when there is none to wait for.
+async fn changed(file: &mut Option<watch::Receiver<MasqFile>>) -> Option<()> {
+    file.as_mut()?.changed().await.ok()
 }

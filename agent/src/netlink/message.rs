@@ -144,6 +144,13 @@ impl Address {
         !link_local && !self.ip.is_loopback() && !self.flags.contains(AddressFlags::Dadfailed)
     }
 
+    /// Whether the kernel takes it as a source now: the routable address of a device is not before it was found to be
+    /// nobody else's, unless that is taken for granted until then.
+    pub fn is_usable(&self) -> bool {
+        let tentative = self.flags.contains(AddressFlags::Tentative);
+        self.is_routable() && (!tentative || self.flags.contains(AddressFlags::Optimistic))
+    }
+
     /// Whether it may be chosen as a lasting source: neither about to vanish nor one of a rotating set.
     pub fn is_stable(&self) -> bool {
         // For IPv6, `Secondary` means a temporary (privacy) address.

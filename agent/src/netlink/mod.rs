@@ -10,7 +10,7 @@
 //! | `pod`, `container`, `inspect` | a pod's veth: make and publish; its end in the pod; compare |
 //! | `overlay` | the VXLAN device |
 //! | `routes` | the agent's routes in the main table, by diff |
-//! | `uplink` | uplinks, own addresses, next hops |
+//! | `uplink`, `main_table` | uplinks, own addresses, next hops; who names a source |
 //! | `monitor` | notice of changes |
 //! | `netns`, `sysctl` | entering a namespace; kernel settings |
 //!
@@ -20,6 +20,7 @@
 mod container;
 mod error;
 mod inspect;
+mod main_table;
 mod message;
 mod monitor;
 pub mod netns;
@@ -37,12 +38,12 @@ use std::{
 };
 
 use datapath_ebpf::Mac;
-use tokio::{sync::mpsc, task};
+use tokio::task;
 
 pub use self::{
     error::NetlinkError,
     inspect::PodMismatch,
-    monitor::Change,
+    monitor::{Changes, Monitor},
     overlay::{OVERLAY_IFNAME, OVERLAY_PORT, OVERLAY_VNI},
     pod::{PodLink, PodLinkInfo, PodWiring},
     routes::{HYPHA_RT_PROTO, RouteChanges},
@@ -52,7 +53,9 @@ use self::{
     monitor::LinkWatch,
     socket::Socket,
 };
-pub use crate::core::facts::{KernelRoute, NextHop, RouteTarget, UplinkInfo};
+pub use crate::core::facts::{
+    KernelRoute, LocalAddresses, NamedSource, NextHop, RouteTarget, SourceReason, UplinkInfo,
+};
 
 /// The kernel's network configuration of the node.
 ///
@@ -128,8 +131,8 @@ impl Netlink {
         blocking("prepare node", move |_| sysctl::prepare_node(&names)).await
     }
 
-    /// Every address of the node's own devices that is neither link-local nor loopback.
-    pub async fn local_addresses(&self) -> Result<Vec<IpAddr>, NetlinkError> {
+    /// The addresses of the node's own devices that are neither link-local nor loopback.
+    pub async fn local_addresses(&self) -> Result<LocalAddresses, NetlinkError> {
         blocking("list addresses", uplink::local_addresses).await
     }
 
@@ -165,8 +168,8 @@ impl Netlink {
     }
 
     /// Reports changes of links, addresses, routes and neighbours in the calling thread's network namespace, until the
-    /// receiver is dropped. Several changes may be reported as one.
-    pub fn monitor() -> Result<mpsc::Receiver<Change>, NetlinkError> {
+    /// receiver is dropped.
+    pub fn monitor() -> Result<Monitor, NetlinkError> {
         monitor::monitor()
     }
 }

@@ -1,7 +1,8 @@
 //! Notice of changes to links, addresses, routes and neighbours.
 //!
-//! The notice says only that something changed: what the node looks like now is read anew, from the kernel. So notices
-//! may be merged, and when the kernel had to drop some (`ENOBUFS`) that too is just a change.
+//! A notice says only that something changed, and whether that can touch the addresses that flows have: what the node
+//! looks like now is read anew, from the kernel. So notices may be merged, and when the kernel had to drop some
+//! (`ENOBUFS`) that too is just a change.
 
 use std::{future::pending, io};
 
@@ -12,14 +13,23 @@ use rtnetlink::{
     packet_route::{AddressFamily, RouteNetlinkMessage},
     sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE},
 };
-use tokio::sync::mpsc;
+use tokio::sync::watch;
 use tracing::warn;
 
 use super::{NetlinkError, message::Link, routes::HYPHA_RT_PROTO};
 
+const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
 const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
 const RTM_NEWNEIGH: u16 = 28;
-/// Where `struct rtmsg` has the routing protocol, counted from the message's start.
+/// Where `struct ifaddrmsg` has the address's scope, counted from the message's start.
+const ADDRESS_SCOPE_OFFSET: usize = 16 + 3;
+/// Scopes from this one on do not reach beyond the link.
+const RT_SCOPE_LINK: u8 = 253;
+/// Where `struct rtmsg` has the length of the destination's prefix.
+const ROUTE_LENGTH_OFFSET: usize = 16 + 1;
+/// Where `struct rtmsg` has the routing protocol.
 const ROUTE_PROTOCOL_OFFSET: usize = 16 + 5;
 /// Most of a message is of no interest here; the rest is cut off.
 const RECEIVE_BUFFER: usize = 4096;
@@ -34,16 +44,23 @@ const NOTABLE: [MulticastGroup; 6] = [
     MulticastGroup::Neigh,
 ];
 
-/// What [`monitor`] saw change; several changes may be reported as one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Change;
+/// How many changes there have been.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Of any kind.
+    pub all: u64,
+    /// Of the node's addresses and default routes.
+    pub addresses: u64,
+}
 
-/// Reports changes in the calling thread's network namespace until the receiver is dropped. Must be called in a tokio
-/// runtime. Changes made before this returns are not reported: start it first, then read the state.
-pub fn monitor() -> Result<mpsc::Receiver<Change>, NetlinkError> {
+/// Counts changes; closed when the kernel no longer tells.
+pub type Monitor = watch::Receiver<Changes>;
+
+/// Counts changes in the calling thread's network namespace until the receiver is dropped. Must be called in a tokio
+/// runtime. Changes made before this returns are not counted: start it first, then read the state.
+pub fn monitor() -> Result<Monitor, NetlinkError> {
     let socket = subscribe(&NOTABLE).map_err(NetlinkError::Open)?;
-    // One waiting notice stands for any number of changes.
-    let (sender, receiver) = mpsc::channel(1);
+    let (sender, receiver) = watch::channel(Changes::default());
     tokio::spawn(async move {
         tokio::select! {
             () = sender.closed() => {}
@@ -62,31 +79,46 @@ fn subscribe(groups: &[MulticastGroup]) -> io::Result<TokioSocket> {
 }
 
 /// Returns only with the error that ends it.
-async fn forward(socket: &TokioSocket, sender: &mpsc::Sender<Change>) -> io::Error {
+async fn forward(socket: &TokioSocket, sender: &watch::Sender<Changes>) -> io::Error {
     let mut buffer = Vec::with_capacity(RECEIVE_BUFFER);
     loop {
         buffer.clear();
-        let notable = match socket.recv(&mut buffer).await {
-            Ok(()) => is_notable(&buffer),
-            Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => true,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => false,
+        let kind = match socket.recv(&mut buffer).await {
+            Ok(()) => kind(&buffer),
+            Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => Kind::Address,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Kind::Nothing,
             Err(error) => return error,
         };
-        if notable {
-            // Full means that a notice is waiting already.
-            sender.try_send(Change).ok();
+        if kind != Kind::Nothing {
+            sender.send_modify(|changes| {
+                changes.all += 1;
+                changes.addresses += u64::from(kind == Kind::Address);
+            });
         }
     }
 }
 
-/// Leaves out what can only be the agent's own doing (routes added) and what tells nothing (neighbours coming and
-/// changing state: the agent's entries are permanent, only their removal matters).
-fn is_notable(message: &[u8]) -> bool {
-    let Ok(header) = NetlinkBuffer::new_checked(message) else { return true };
+/// What a notice is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// What can only be the agent's own doing (routes added), and what tells nothing (neighbours coming and changing
+    /// state: the agent's entries are permanent, only their removal matters).
+    Nothing,
+    /// Anything that is not among the others: what comes and goes with every pod.
+    Other,
+    /// An address of the node that others can reach, or a default route.
+    Address,
+}
+
+fn kind(notice: &[u8]) -> Kind {
+    let Ok(header) = NetlinkBuffer::new_checked(notice) else { return Kind::Address };
+    let byte = |offset: usize| notice.get(offset).copied().unwrap_or_default();
     match header.message_type() {
-        RTM_NEWNEIGH => false,
-        RTM_NEWROUTE => message.get(ROUTE_PROTOCOL_OFFSET) != Some(&HYPHA_RT_PROTO),
-        _ => true,
+        RTM_NEWNEIGH => Kind::Nothing,
+        RTM_NEWADDR | RTM_DELADDR if byte(ADDRESS_SCOPE_OFFSET) < RT_SCOPE_LINK => Kind::Address,
+        RTM_NEWROUTE if byte(ROUTE_PROTOCOL_OFFSET) == HYPHA_RT_PROTO => Kind::Nothing,
+        RTM_NEWROUTE | RTM_DELROUTE if byte(ROUTE_LENGTH_OFFSET) == 0 => Kind::Address,
+        _ => Kind::Other,
     }
 }
 

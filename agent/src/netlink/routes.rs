@@ -14,8 +14,8 @@ use rtnetlink::{
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
         route::{
-            RouteAddress, RouteAttribute, RouteHeader, RouteIp6Tunnel, RouteIpTunnel, RouteLwEnCapType,
-            RouteLwTunnelEncap, RouteMessage, RouteProtocol, RouteScope, RouteType,
+            RouteAttribute, RouteHeader, RouteIp6Tunnel, RouteIpTunnel, RouteLwEnCapType, RouteLwTunnelEncap,
+            RouteMessage, RouteProtocol, RouteScope, RouteType,
         },
     },
 };
@@ -23,6 +23,7 @@ use tracing::{debug, warn};
 
 use super::{
     NetlinkError,
+    main_table::ip,
     message::{family, new_route, unspecified},
     socket::{Request, Socket},
 };
@@ -214,14 +215,6 @@ impl Fields {
             _ => return None,
         };
         Some(KernelRoute { prefix: self.prefix, target, source: self.source, metric: Some(self.metric) })
-    }
-}
-
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(v4) => Some((*v4).into()),
-        RouteAddress::Inet6(v6) => Some((*v6).into()),
-        _ => None,
     }
 }
 

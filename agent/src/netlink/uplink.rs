@@ -7,19 +7,20 @@ use std::{
 
 use nix::errno::Errno;
 use rtnetlink::packet_route::{
-    AddressFamily, RouteNetlinkMessage,
+    RouteNetlinkMessage,
     link::LinkFlags,
-    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteType, RouteVia},
+    route::{RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia},
 };
 
 use super::{
     NetlinkError,
+    main_table::{MainTable, ip},
     message::{Address, Link, family, host_prefix},
     overlay::OVERLAY_IFNAME,
-    pod, routes,
+    pod,
     socket::{Request, Socket},
 };
-use crate::core::facts::{NextHop, UplinkInfo};
+use crate::core::facts::{LocalAddresses, NextHop, SourceReason, UplinkInfo};
 
 /// Stand for "the world" when the kernel is asked which source it would choose; nothing is ever sent to them. Any
 /// addresses will do that only a default route covers.
@@ -37,9 +38,9 @@ pub(super) fn uplinks(
 ) -> Result<Vec<UplinkInfo>, NetlinkError> {
     let links = socket.links()?;
     let addresses = socket.addresses()?;
-    let defaults = default_route_devices(socket)?;
+    let table = MainTable::read(socket)?;
     let chosen = if wanted.is_empty() {
-        detect(&links, &addresses, node_addresses, &defaults)
+        detect(&links, &addresses, node_addresses, &table)
     } else {
         let named = |name: &String| {
             let link = links.iter().find(|link| link.name == *name);
@@ -50,18 +51,22 @@ pub(super) fn uplinks(
     if chosen.is_empty() {
         return Err(NetlinkError::NoUplink);
     }
-    chosen.into_iter().map(|link| describe(socket, link, &addresses, &defaults)).collect()
+    chosen.into_iter().map(|link| describe(socket, link, &addresses, &table)).collect()
 }
 
 /// Every address by which others can reach the node.
-pub(super) fn local_addresses(socket: &mut Socket) -> Result<Vec<IpAddr>, NetlinkError> {
+pub(super) fn local_addresses(socket: &mut Socket) -> Result<LocalAddresses, NetlinkError> {
     let addresses = socket.addresses()?;
-    Ok(addresses.iter().filter(|address| address.is_routable()).map(|address| address.ip).collect())
+    let routable = || addresses.iter().filter(|address| address.is_routable());
+    Ok(LocalAddresses {
+        all: routable().map(|address| address.ip).collect(),
+        usable: routable().filter(|address| address.is_usable()).map(|address| address.ip).collect(),
+    })
 }
 
-/// How the kernel reaches `ip`; `None` when it has no route or `ip` is the node's own.
-pub(super) fn route_to(socket: &mut Socket, ip: IpAddr) -> Result<Option<NextHop>, NetlinkError> {
-    let Some(answer) = lookup(socket, ip, None)? else { return Ok(None) };
+/// How the kernel reaches `to`; `None` when it has no route or `to` is the node's own.
+pub(super) fn route_to(socket: &mut Socket, to: IpAddr) -> Result<Option<NextHop>, NetlinkError> {
+    let Some(answer) = lookup(socket, to, None)? else { return Ok(None) };
     if answer.header.kind != RouteType::Unicast {
         return Ok(None);
     }
@@ -69,7 +74,7 @@ pub(super) fn route_to(socket: &mut Socket, ip: IpAddr) -> Result<Option<NextHop
     for attribute in &answer.attributes {
         match attribute {
             RouteAttribute::Oif(it) => ifindex = Some(*it),
-            RouteAttribute::Gateway(address) => gateway = ip_of(address),
+            RouteAttribute::Gateway(address) => gateway = ip(address),
             // An IPv4 route through an IPv6 router.
             RouteAttribute::Via(RouteVia::Inet6(v6)) => gateway = Some((*v6).into()),
             RouteAttribute::Metrics(metrics) => mtu = mtu_of(metrics),
@@ -87,78 +92,66 @@ pub(super) fn route_to(socket: &mut Socket, ip: IpAddr) -> Result<Option<NextHop
     Ok(Some(NextHop { ifindex, gateway, source: source_of(&answer), mtu }))
 }
 
-/// The devices of the main table's default routes: of IPv4 and of IPv6.
-type DefaultDevices = [BTreeSet<u32>; 2];
-
-fn detect(
-    links: &[Link],
-    addresses: &[Address],
-    node_addresses: &[IpAddr],
-    defaults: &DefaultDevices,
-) -> Vec<Link> {
+fn detect(links: &[Link], addresses: &[Address], node_addresses: &[IpAddr], table: &MainTable) -> Vec<Link> {
     let among = |indices: &BTreeSet<u32>| -> Vec<Link> {
         let eligible = links.iter().filter(|link| indices.contains(&link.ifindex) && is_eligible(link));
         eligible.cloned().collect()
     };
     let holding = addresses.iter().filter(|address| node_addresses.contains(&address.ip));
     let holders = among(&holding.map(|address| address.ifindex).collect());
-    if holders.is_empty() { among(&defaults.iter().flatten().copied().collect()) } else { holders }
+    if holders.is_empty() {
+        among(&table.default_devices.iter().flatten().copied().collect())
+    } else {
+        holders
+    }
 }
 
 fn is_eligible(link: &Link) -> bool {
     !link.flags.contains(LinkFlags::Loopback) && link.name != OVERLAY_IFNAME && !pod::is_host_end(link)
 }
 
-/// Next hops of multipath routes included.
-fn default_route_devices(socket: &mut Socket) -> Result<DefaultDevices, NetlinkError> {
-    let mut devices = DefaultDevices::default();
-    for (family, devices) in [AddressFamily::Inet, AddressFamily::Inet6].into_iter().zip(&mut devices) {
-        let mut request = RouteMessage::default();
-        request.header.address_family = family;
-        request.header.table = RouteHeader::RT_TABLE_MAIN;
-        for route in routes::dump(socket, request)? {
-            if route.header.destination_prefix_length != 0 || route.header.kind != RouteType::Unicast {
-                continue;
-            }
-            for attribute in &route.attributes {
-                match attribute {
-                    RouteAttribute::Oif(ifindex) => drop(devices.insert(*ifindex)),
-                    RouteAttribute::MultiPath(hops) => {
-                        devices.extend(hops.iter().map(|hop| hop.interface_index));
-                    }
-                    _ => {}
-                }
-            }
-        }
-    }
-    Ok(devices)
-}
-
 fn describe(
     socket: &mut Socket,
     link: Link,
     addresses: &[Address],
-    defaults: &DefaultDevices,
+    table: &MainTable,
 ) -> Result<UplinkInfo, NetlinkError> {
     let own: Vec<Address> =
         addresses.iter().filter(|it| it.ifindex == link.ifindex && it.is_routable()).copied().collect();
-    let mut masquerade = [None; 2];
-    for ((source, world), devices) in masquerade.iter_mut().zip(WORLD).zip(defaults) {
-        let chosen = lookup(socket, world, Some(link.ifindex))?.as_ref().and_then(source_of);
-        // Without a route the kernel guesses, if need be with another device's address; with a default route through
-        // this device that is right: an unnumbered device.
-        let apt = |ip: &IpAddr| own.iter().any(|it| it.ip == *ip) || devices.contains(&link.ifindex);
-        let stable = || own.iter().find(|it| it.ip.is_ipv4() == world.is_ipv4() && it.is_stable());
-        *source = chosen.filter(|ip| apt(ip) && is_global(ip)).or_else(|| stable().map(|it| it.ip));
-    }
-    let [masquerade_v4, masquerade_v6] = masquerade;
+    let [v4, v6] = WORLD.map(|world| choice(socket, link.ifindex, world, &own, table));
+    let ((masquerade_v4, reason_v4), (masquerade_v6, reason_v6)) = (v4?, v6?);
     Ok(UplinkInfo {
         ifindex: link.ifindex,
-        name: link.name,
         mtu: link.mtu,
         addresses: own.iter().map(|it| it.ip).collect(),
         masquerade_v4,
         masquerade_v6,
+        reason_v4,
+        reason_v6,
+        named_sources: table.named_sources(link.ifindex),
+        name: link.name,
+    })
+}
+
+/// The source of what leaves by a device for the world, in the world's family.
+fn choice(
+    socket: &mut Socket,
+    ifindex: u32,
+    world: IpAddr,
+    own: &[Address],
+    table: &MainTable,
+) -> Result<(Option<IpAddr>, SourceReason), NetlinkError> {
+    let is_default = table.default_devices[usize::from(world.is_ipv6())].contains(&ifindex);
+    // Without a route the kernel guesses, if need be with another device's address; with a default route through this
+    // device that is right: an unnumbered device.
+    let apt = |ip: &IpAddr| is_global(ip) && (is_default || own.iter().any(|it| it.ip == *ip));
+    let chosen = lookup(socket, world, Some(ifindex))?.as_ref().and_then(source_of).filter(apt);
+    let stable = || own.iter().find(|it| it.ip.is_ipv4() == world.is_ipv4() && it.is_stable());
+    Ok(match chosen.or_else(|| stable().map(|it| it.ip)) {
+        None => (None, SourceReason::Missing),
+        Some(source) if table.default_names(ifindex, source) => (Some(source), SourceReason::Named),
+        Some(source) if is_default && chosen.is_some() => (Some(source), SourceReason::Chosen),
+        Some(source) => (Some(source), SourceReason::First),
     })
 }
 
@@ -170,15 +163,15 @@ fn is_global(ip: &IpAddr) -> bool {
     }
 }
 
-/// What the kernel would do with a packet to `ip`, if need be through `oif`; `None` when it would not send it.
-fn lookup(socket: &mut Socket, ip: IpAddr, oif: Option<u32>) -> Result<Option<RouteMessage>, NetlinkError> {
+/// What the kernel would do with a packet to `to`, if need be through `oif`; `None` when it would not send it.
+fn lookup(socket: &mut Socket, to: IpAddr, oif: Option<u32>) -> Result<Option<RouteMessage>, NetlinkError> {
     let mut message = RouteMessage::default();
-    message.header.address_family = family(ip);
-    message.header.destination_prefix_length = host_prefix(ip);
-    message.attributes.push(RouteAttribute::Destination(ip.into()));
+    message.header.address_family = family(to);
+    message.header.destination_prefix_length = host_prefix(to);
+    message.attributes.push(RouteAttribute::Destination(to.into()));
     message.attributes.extend(oif.map(RouteAttribute::Oif));
     let request =
-        Request::new(format!("look up the route to {ip}"), RouteNetlinkMessage::GetRoute(message), 0);
+        Request::new(format!("look up the route to {to}"), RouteNetlinkMessage::GetRoute(message), 0);
     match socket.one(request) {
         Ok(Some(RouteNetlinkMessage::NewRoute(answer))) => Ok(Some(answer)),
         Ok(_) => Ok(None),
@@ -199,17 +192,9 @@ fn no_route(error: &NetlinkError) -> bool {
 
 fn source_of(answer: &RouteMessage) -> Option<IpAddr> {
     answer.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::PrefSource(address) => ip_of(address),
+        RouteAttribute::PrefSource(address) => ip(address),
         _ => None,
     })
-}
-
-fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(v4) => Some((*v4).into()),
-        RouteAddress::Inet6(v6) => Some((*v6).into()),
-        _ => None,
-    }
 }
 
 fn mtu_of(metrics: &[RouteMetric]) -> Option<u32> {

@@ -2,13 +2,16 @@
 
 use std::{os::fd::OwnedFd, time::Instant};
 
-use hypha_cni::protocol::{Call, EndpointInfo, Info, ProtocolError, Request, Response, code};
+use hypha_cni::protocol::{
+    Call, EndpointInfo, Info, MasqFileInfo, MasqueradeInfo, ProtocolError, Request, Response, code,
+};
 use tracing::{info, warn};
 
 use super::{endpoints, error::CallError, locks::Locks};
 use crate::{
-    core::facts::Routing,
+    core::{choice::Choice, facts::Routing},
     daemon::{Agent, View},
+    source::masq_file::MasqFile,
     store::Record,
 };
 
@@ -88,7 +91,7 @@ fn status(agent: &Agent) -> Result<Response, CallError> {
 }
 
 fn facts(agent: &Agent) -> Info {
-    let View { not_ready, nodes, pod_cidrs, uplinks, .. } = agent.view();
+    let View { not_ready, nodes, pod_cidrs, uplinks, choices, masq_file, .. } = agent.view();
     let routing = match agent.config.routing {
         Routing::Tunnel => "tunnel",
         Routing::Native => "native",
@@ -103,7 +106,19 @@ fn facts(agent: &Agent) -> Info {
         nodes,
         pod_cidrs,
         uplinks,
+        masquerade: choices.into_iter().map(choice).collect(),
+        masq_file: masq_file.map(masq_file_info),
     }
+}
+
+fn choice(choice: Choice) -> MasqueradeInfo {
+    let Choice { device, destinations, source, reason } = choice;
+    MasqueradeInfo { device, destinations, source, reason: reason.into() }
+}
+
+fn masq_file_info(file: MasqFile) -> MasqFileInfo {
+    let MasqFile { path, config, found, error } = file;
+    MasqFileInfo { path, found, error, exempt: config.exempt.into_iter().collect(), ignored: config.ignored }
 }
 
 fn endpoint(record: &Record) -> EndpointInfo {

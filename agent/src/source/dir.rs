@@ -7,25 +7,22 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
-    sync::mpsc as std_mpsc,
     thread,
     time::{Duration, SystemTime},
 };
 
-use notify::{EventKind, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::{
     Event, Key, Object,
+    notices::Notices,
     parse::{self, Parsed},
 };
 
 /// How often the directory is read without being told to: what inotify cannot see (the directory itself replaced, a
 /// file system without notifications) is found this way.
 const RESCAN: Duration = Duration::from_secs(5);
-/// How long to wait for more after the first notification: an editor's save is several of them.
-const SETTLE: Duration = Duration::from_millis(20);
 /// A file changed this recently may change again within one tick of its time stamp: it is always read again.
 const RACY: Duration = Duration::from_secs(2);
 
@@ -61,9 +58,10 @@ pub enum SourceError {
 /// Reads the directory and follows it from then on; the first event is a [`Event::Reset`] and is there already.
 pub fn watch(path: &Path) -> Result<mpsc::Receiver<Event>, SourceError> {
     let (events, receiver) = mpsc::channel(64);
-    let (notify, notified) = std_mpsc::sync_channel(1);
     // Watching before reading: a change in between is read twice rather than missed.
-    let watcher = watcher(path, notify)?;
+    let failed = |source| SourceError::Watch { path: path.to_owned(), source };
+    let mut notices = Notices::new().map_err(failed)?;
+    notices.watch(path).map_err(failed)?;
     let mut directory = Directory::new(path);
     directory.scan().map_err(|source| SourceError::Read { path: path.to_owned(), source })?;
     let objects = directory.current.values().map(|(_, object)| object.clone()).collect();
@@ -71,37 +69,16 @@ pub fn watch(path: &Path) -> Result<mpsc::Receiver<Event>, SourceError> {
     let _ = events.try_send(Event::Reset(objects));
     thread::Builder::new()
         .name("source-dir".into())
-        .spawn(move || follow(directory, &notified, &events, watcher))
+        .spawn(move || follow(directory, &events, &notices))
         .map_err(|source| SourceError::Thread { path: path.to_owned(), source })?;
     Ok(receiver)
 }
 
-fn watcher(path: &Path, notify: std_mpsc::SyncSender<()>) -> Result<notify::RecommendedWatcher, SourceError> {
-    let failed = |source| SourceError::Watch { path: path.to_owned(), source };
-    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // Reading the files is an event, too. Full means that a scan is due anyway.
-        if !matches!(event, Ok(notify::Event { kind: EventKind::Access(_), .. })) {
-            let _ = notify.try_send(());
-        }
-    })
-    .map_err(failed)?;
-    watcher.watch(path, RecursiveMode::NonRecursive).map_err(failed)?;
-    Ok(watcher)
-}
-
-/// Until nobody listens any more. Holds `_watcher`, which stops watching when dropped.
-fn follow(
-    mut directory: Directory,
-    notified: &std_mpsc::Receiver<()>,
-    events: &mpsc::Sender<Event>,
-    _watcher: impl Watcher,
-) {
+/// Until nobody listens any more.
+fn follow(mut directory: Directory, events: &mpsc::Sender<Event>, notices: &Notices) {
     let mut readable = true;
     while !events.is_closed() {
-        if notified.recv_timeout(RESCAN).is_ok() {
-            thread::sleep(SETTLE);
-            while notified.try_recv().is_ok() {}
-        }
+        notices.wait(RESCAN);
         match directory.scan() {
             Ok(changes) => {
                 readable = true;

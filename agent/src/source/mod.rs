@@ -1,6 +1,9 @@
-//! Where Kubernetes objects come from: a stream of [`Event`]s, the same whatever the origin is.
+//! Where Kubernetes objects come from: a stream of [`Event`]s, the same whatever the origin is. And the one setting that
+//! follows a file ([`masq_file`]).
 
 pub mod dir;
+pub mod masq_file;
+mod notices;
 pub mod parse;
 
 use std::fmt;

@@ -2,18 +2,19 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use hypha_agent::netlink::{Change, KernelRoute, Netlink, RouteTarget};
-use tokio::{sync::mpsc::Receiver, time};
+use hypha_agent::netlink::{Changes, KernelRoute, Monitor, Netlink, RouteTarget};
+use tokio::time;
 
 use super::{DEADLINE, Pod, ip, on_a_node, wire, wiring};
 
-async fn noticed(changes: &mut Receiver<Change>) {
-    time::timeout(DEADLINE, changes.recv()).await.expect("a notice in time").expect("still listening");
+async fn noticed(changes: &mut Monitor) {
+    time::timeout(DEADLINE, changes.changed()).await.expect("a notice in time").expect("still listening");
 }
 
 /// Takes notices until there has been none for a while.
-async fn settle(changes: &mut Receiver<Change>) {
-    while time::timeout(Duration::from_millis(200), changes.recv()).await.is_ok() {}
+async fn settle(changes: &mut Monitor) -> Changes {
+    while time::timeout(Duration::from_millis(200), changes.changed()).await.is_ok() {}
+    *changes.borrow_and_update()
 }
 
 #[test]
@@ -41,8 +42,48 @@ fn each_kind_of_change_is_noticed() {
         ] {
             settle(&mut changes).await;
             ip(change);
-            time::timeout(DEADLINE, changes.recv()).await.unwrap_or_else(|_| panic!("unnoticed: {change}"));
+            time::timeout(DEADLINE, changes.changed())
+                .await
+                .unwrap_or_else(|_| panic!("unnoticed: {change}"))
+                .unwrap();
         }
+    });
+}
+
+/// These are not waited for: packets leave with them.
+#[test]
+fn changes_of_addresses_and_default_routes_are_told_from_others() {
+    on_a_node(async |netlink| {
+        let mut changes = Netlink::monitor().unwrap();
+        ip("link add up0 type veth peer name up0peer");
+        ip("link set up0peer up");
+        ip("link set up0 up");
+        for (change, expected) in [
+            ("address add 10.0.0.1/24 dev up0", true),
+            ("address add 10.0.0.2/24 dev up0", true),
+            ("address add 2001:db8:1::1/64 dev up0 nodad", true),
+            ("address add 192.0.2.77/32 dev lo", true),
+            ("route add default via 10.0.0.254", true),
+            ("route change default via 10.0.0.254 src 10.0.0.2", true),
+            ("-6 route add default via 2001:db8:1::fe", true),
+            ("address change 2001:db8:1::1/64 dev up0 preferred_lft 0", true),
+            ("-6 route delete default", true),
+            ("route delete default", true),
+            ("address delete 10.0.0.1/24 dev up0", true),
+            ("address delete 2001:db8:1::1/64 dev up0", true),
+            ("address add 169.254.7.7/16 dev up0 scope link", false),
+            ("route add 10.9.0.0/16 dev up0", false),
+            ("link set up0 mtu 1400", false),
+        ] {
+            let before = settle(&mut changes).await;
+            ip(change);
+            let after = settle(&mut changes).await;
+            assert!(after.all > before.all, "unnoticed: {change}");
+            assert_eq!(after.addresses > before.addresses, expected, "{change}");
+        }
+        let before = settle(&mut changes).await;
+        wire(&netlink, &Pod::new(), &wiring(&["10.244.1.5", "fd00:1::5"])).await;
+        assert_eq!(settle(&mut changes).await.addresses, before.addresses, "a pod comes");
     });
 }
 
@@ -69,7 +110,7 @@ fn the_agents_own_routes_are_not_noticed_when_it_makes_them() {
         let route =
             KernelRoute { prefix, target: RouteTarget::Unreachable, source: None, metric: Some(9999) };
         netlink.sync_routes(&BTreeSet::from([route])).await.unwrap();
-        assert!(time::timeout(Duration::from_millis(200), changes.recv()).await.is_err());
+        assert!(time::timeout(Duration::from_millis(200), changes.changed()).await.is_err());
     });
 }
 

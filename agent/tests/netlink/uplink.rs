@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use hypha_agent::netlink::{Netlink, NetlinkError, UplinkInfo};
+use hypha_agent::netlink::{NamedSource, Netlink, NetlinkError, SourceReason, UplinkInfo};
 
-use super::{Pod, ip, ip_list, on_a_node, wire, wiring};
+use super::{Pod, eventually, ip, ip_list, on_a_node, wire, wiring};
 
 /// A device with a carrier.
 fn device(name: &str) {
@@ -144,15 +144,103 @@ fn an_unnumbered_device_with_a_default_route_masquerades_with_the_nodes_address(
 }
 
 #[test]
+fn why_it_is_that_source() {
+    on_a_node(async |netlink| {
+        device("up0");
+        let reasons = async |expected: (SourceReason, SourceReason), when: &str| {
+            let it = only(&netlink, "up0").await;
+            assert_eq!((it.reason_v4, it.reason_v6), expected, "{when}");
+        };
+        reasons((SourceReason::Missing, SourceReason::Missing), "nothing").await;
+        ip("address add 10.0.1.1/24 dev up0");
+        ip("address add 10.0.2.1/24 dev up0");
+        ip("address add 2001:db8:1::1/64 dev up0 nodad");
+        reasons((SourceReason::First, SourceReason::First), "addresses").await;
+        ip("route add default via 10.0.1.254");
+        ip("-6 route add default via 2001:db8:1::fe");
+        reasons((SourceReason::Chosen, SourceReason::Chosen), "default routes").await;
+        ip("route replace default via 10.0.1.254 src 10.0.2.1");
+        ip("-6 route replace default via 2001:db8:1::fe src 2001:db8:1::1");
+        reasons((SourceReason::Named, SourceReason::Named), "that name a source").await;
+        assert_eq!(only(&netlink, "up0").await.masquerade_v4, Some("10.0.2.1".parse().unwrap()));
+    });
+}
+
+#[test]
+fn routes_that_name_their_source_are_listed_per_device() {
+    on_a_node(async |netlink| {
+        device("up0");
+        device("up1");
+        ip("address add 10.0.1.1/24 dev up0");
+        ip("address add 10.0.1.2/24 dev up0");
+        ip("address add 10.0.3.1/24 dev up1");
+        ip("address add 2001:db8:1::1/64 dev up0 nodad");
+        ip("address add 2001:db8:1::2/64 dev up0 nodad");
+        ip("route add default via 10.0.1.254 src 10.0.1.1");
+        ip("route add 198.51.100.0/24 via 10.0.1.254 src 10.0.1.2");
+        ip("route add 203.0.113.0/24 via 10.0.1.254");
+        ip("-6 route add 2001:db8:9::/64 via 2001:db8:1::fe src 2001:db8:1::2");
+        // A route of the agent's own is none of the operator's.
+        ip("route add 10.244.2.0/24 via 10.0.1.254 src 10.0.1.2 proto 72");
+        let listed = |routes: &[(&str, &str)]| -> Vec<NamedSource> {
+            let named = |(prefix, source): &(&str, &str)| NamedSource {
+                prefix: prefix.parse().unwrap(),
+                source: source.parse().unwrap(),
+            };
+            routes.iter().map(named).collect()
+        };
+        let mut found = only(&netlink, "up0").await.named_sources;
+        found.sort();
+        let connected = ("10.0.1.0/24", "10.0.1.1");
+        assert_eq!(
+            found,
+            listed(&[connected, ("198.51.100.0/24", "10.0.1.2"), ("2001:db8:9::/64", "2001:db8:1::2")])
+        );
+        assert_eq!(only(&netlink, "up1").await.named_sources, listed(&[("10.0.3.0/24", "10.0.3.1")]));
+    });
+}
+
+#[test]
 fn local_addresses_are_those_that_others_can_use() {
     on_a_node(async |netlink| {
         device("up0");
+        device("up1");
+        device("spare");
         ip("address add 10.0.1.1/24 dev up0");
+        ip("address add 10.0.1.2/24 dev up0");
+        ip("address add 10.0.1.3/32 dev up1");
+        ip("address add 10.0.1.4/32 dev spare");
+        ip("address add 10.0.1.5 peer 10.0.9.9/32 dev up1");
         ip("address add 169.254.7.7/16 dev up0");
         ip("address add 2001:db8:1::1/64 dev up0 nodad");
+        ip("address add 2001:db8:1::2/64 dev up0 nodad preferred_lft 0");
+        // Duplicate address detection goes on for a second at least.
+        ip("address add 2001:db8:1::3/64 dev up0");
         let mut found = netlink.local_addresses().await.unwrap();
-        found.sort();
-        assert_eq!(found, addresses(&["10.0.1.1", "192.0.2.1", "2001:db8::1", "2001:db8:1::1"]));
+        found.all.sort();
+        found.usable.sort();
+        let mut expected = addresses(&[
+            "10.0.1.1",
+            "10.0.1.2",
+            "10.0.1.3",
+            "10.0.1.4",
+            "10.0.1.5",
+            "192.0.2.1",
+            "2001:db8::1",
+            "2001:db8:1::1",
+            "2001:db8:1::2",
+        ]);
+        assert_eq!(found.usable, expected);
+        expected.push("2001:db8:1::3".parse().unwrap());
+        assert_eq!(found.all, expected);
+        eventually("the address has become usable", || {
+            ip_list("address show dev up0").iter().all(|device| {
+                let list = device["addr_info"].as_array().unwrap();
+                list.iter().all(|address| address["tentative"].is_null())
+            })
+        })
+        .await;
+        assert_eq!(netlink.local_addresses().await.unwrap().usable.len(), expected.len());
     });
 }
 

@@ -1,13 +1,16 @@
 //! Two nodes on one link, in both routing modes; each test changes one fact.
 
 use super::*;
-use crate::core::{facts::NextHop, nodes};
+use crate::core::{
+    facts::{LocalAddresses, NextHop, SourceReason},
+    nodes,
+};
 
-fn ip(text: &str) -> IpAddr {
+pub fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-fn net(text: &str) -> IpNet {
+pub fn net(text: &str) -> IpNet {
     text.parse().unwrap()
 }
 
@@ -22,7 +25,7 @@ fn cluster() -> Nodes {
     all
 }
 
-fn facts(routing: Routing) -> Facts {
+pub fn facts(routing: Routing) -> Facts {
     let hop = NextHop { ifindex: 2, gateway: None, source: None, mtu: 1500 };
     Facts {
         node_name: "a".into(),
@@ -37,10 +40,13 @@ fn facts(routing: Routing) -> Facts {
             addresses: vec![ip("192.0.2.1"), ip("2001:db8::1")],
             masquerade_v4: Some(ip("192.0.2.1")),
             masquerade_v6: Some(ip("2001:db8::1")),
+            reason_v4: SourceReason::Chosen,
+            reason_v6: SourceReason::Chosen,
+            named_sources: Vec::new(),
         }],
         overlay_ifindex: (routing == Routing::Tunnel).then_some(7),
         next_hops: [(ip("192.0.2.2"), hop), (ip("2001:db8::2"), hop)].into(),
-        local_addresses: vec![ip("192.0.2.1"), ip("2001:db8::1")],
+        local: local(&["192.0.2.1", "2001:db8::1"]),
         pods: vec![PodFacts {
             id: 3,
             ifindex: 12,
@@ -48,6 +54,11 @@ fn facts(routing: Routing) -> Facts {
             addresses: vec![ip("10.244.1.5"), ip("fd00:1::5")],
         }],
     }
+}
+
+fn local(addresses: &[&str]) -> LocalAddresses {
+    let all: Vec<IpAddr> = addresses.iter().map(|text| ip(text)).collect();
+    LocalAddresses { usable: all.clone(), all }
 }
 
 /// One line per route, so that a test reads like the table it expects.
@@ -189,7 +200,7 @@ fn endpoints_are_the_pods_and_the_node_itself() {
 #[test]
 fn the_node_keeps_its_address_when_a_pod_holds_it_too() {
     let mut facts = facts(Routing::Native);
-    facts.local_addresses.push(ip("10.244.1.5"));
+    facts.local.all.push(ip("10.244.1.5"));
     let compiled = compile(&cluster(), &facts);
     assert_eq!(compiled.desired.endpoints[&ip("10.244.1.5").into()].flags, Endpoint::HOST);
     assert_eq!(compiled.problems.len(), 1);
@@ -314,4 +325,51 @@ fn the_pods_range_holds_every_nodes_pods_and_not_the_world() {
     assert!(
         range.contains(&ip("fd00:2::9").into(), false) && !range.contains(&ip("2001:db8::9").into(), false)
     );
+}
+
+/// The sources of the kernel routes of IPv4.
+fn sources_v4(nodes: &Nodes, facts: &Facts) -> BTreeSet<Option<IpAddr>> {
+    let routes = compile(nodes, facts).kernel_routes.into_iter();
+    let of_v4 =
+        routes.filter(|route| route.prefix.addr().is_ipv4() && route.target != RouteTarget::Unreachable);
+    of_v4.map(|route| route.source).collect()
+}
+
+#[test]
+fn kernel_routes_have_a_source_that_is_there() {
+    for routing in [Routing::Native, Routing::Tunnel] {
+        let mut facts = facts(routing);
+        assert_eq!(sources_v4(&cluster(), &facts), [Some(ip("192.0.2.1"))].into());
+        // The device has another address already; the Node object does not say so yet.
+        facts.local = local(&["192.0.2.7", "2001:db8::1"]);
+        facts.uplinks[0].masquerade_v4 = Some(ip("192.0.2.7"));
+        assert_eq!(sources_v4(&cluster(), &facts), [Some(ip("192.0.2.7"))].into());
+        let compiled = compile(&cluster(), &facts);
+        assert_eq!(IpAddr::from(compiled.desired.node.address_v4), ip("192.0.2.7"));
+        // The object is ahead: duplicate address detection goes on.
+        facts.local = local(&["192.0.2.1", "192.0.2.7", "2001:db8::1"]);
+        facts.local.usable.retain(|address| *address != ip("192.0.2.1"));
+        assert_eq!(sources_v4(&cluster(), &facts), [Some(ip("192.0.2.7"))].into());
+        assert!(compile(&cluster(), &facts).desired.endpoints.contains_key(&ip("192.0.2.1").into()));
+        // None at all: better a route without a source than no route.
+        facts.local = local(&["2001:db8::1"]);
+        facts.uplinks[0].masquerade_v4 = None;
+        assert_eq!(sources_v4(&cluster(), &facts), [None].into());
+    }
+}
+
+#[test]
+fn all_of_ipv6_exempt_leaves_ipv4_masqueraded_and_the_other_way_round() {
+    let exempt = |text: &str| {
+        let facts = Facts { exempt_cidrs: vec![net(text)], ..facts(Routing::Native) };
+        let routes = compile(&cluster(), &facts).desired.routes;
+        routes
+            .into_iter()
+            .filter(|(_, route)| route.kind == RouteKind::Exempt as u8)
+            .map(|(prefix, _)| prefix)
+    };
+    assert_eq!(exempt("0.0.0.0/0").collect::<Vec<_>>(), [net("0.0.0.0/0")]);
+    let v6: Vec<IpNet> = exempt("::/0").collect();
+    assert!(v6.iter().any(|prefix| prefix.contains(&ip("2001:db8:77::1"))));
+    assert!(!v6.iter().any(|prefix| prefix.contains(&ip("::ffff:203.0.113.1"))));
 }

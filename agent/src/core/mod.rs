@@ -8,5 +8,6 @@ pub mod facts;
 pub mod ipam;
 pub mod masq_config;
 pub mod nodes;
+pub mod timeouts;
 
 pub use desired::Desired;

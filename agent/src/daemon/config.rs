@@ -11,7 +11,10 @@ use anyhow::{Context, bail};
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use crate::core::facts::Routing;
+use crate::core::{
+    facts::Routing,
+    timeouts::{self, ClassTimeout, Timeouts},
+};
 
 /// Where the agent keeps socket and state by default.
 pub const RUN_DIR: &str = "/run/hypha";
@@ -19,6 +22,12 @@ pub const RUN_DIR: &str = "/run/hypha";
 pub const BPF_DIR: &str = "/sys/fs/bpf/hypha";
 /// Where container runtimes look for network configurations by default.
 pub const CNI_CONF_DIR: &str = "/etc/cni/net.d";
+/// How many flows are tracked at most by default.
+pub const CONNTRACK_MAX: u32 = 524_288;
+/// Fewer would not do for one busy pod.
+const CONNTRACK_MAX_LEAST: u32 = 1_024;
+/// More would take gigabytes for the maps' bucket arrays alone.
+const CONNTRACK_MAX_MOST: u32 = 16_777_216;
 
 /// What can be set; the file of `--config` is YAML with the flags' names as keys.
 #[derive(Clone, Debug, Default, clap::Args, Deserialize)]
@@ -52,6 +61,16 @@ pub struct Options {
     /// masqueraded, read again when it changes
     #[arg(long, env = "HYPHA_IP_MASQ_AGENT_CONFIG", value_name = "FILE")]
     pub ip_masq_agent_config: Option<PathBuf>,
+
+    /// How long flows of a class may be idle, as CLASS=DURATION; repeatable. Classes and defaults: tcp-opening 60s,
+    /// tcp-established 2h4m, tcp-closing 30s, udp-new 30s, udp-stream 3m, icmp 30s, other 10m
+    #[arg(long, env = "HYPHA_CONNTRACK_TIMEOUT", value_name = "CLASS=DURATION", value_delimiter = ',')]
+    #[serde(deserialize_with = "timeouts::from_map")]
+    pub conntrack_timeout: Vec<ClassTimeout>,
+
+    /// How many flows are tracked at most [default: 524288]
+    #[arg(long, env = "HYPHA_CONNTRACK_MAX", value_name = "N", value_parser = clap::value_parser!(u32).range(i64::from(CONNTRACK_MAX_LEAST)..=i64::from(CONNTRACK_MAX_MOST)))]
+    pub conntrack_max: Option<u32>,
 
     /// Whether the kernel's RCU grace periods are shortened while pods are wired [default: true]
     #[arg(long, env = "HYPHA_EXPEDITE_RCU", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
@@ -130,6 +149,10 @@ pub struct Config {
     pub exempt_cidrs: Vec<IpNet>,
     /// The file that adds to them.
     pub ip_masq_agent_config: Option<PathBuf>,
+    /// How long flows may be idle.
+    pub timeouts: Timeouts,
+    /// How many flows are tracked at most.
+    pub conntrack_max: u32,
     /// Whether RCU grace periods are shortened while pods are wired.
     pub expedite_rcu: bool,
     /// MTU of the pods when it is not to be found.
@@ -166,6 +189,9 @@ impl Options {
             masquerade: self.masquerade.or(file.masquerade).unwrap_or(true),
             exempt_cidrs: or(self.exempt_cidr, file.exempt_cidr),
             ip_masq_agent_config: self.ip_masq_agent_config.or(file.ip_masq_agent_config),
+            // The file first: of two settings for one class the later holds.
+            timeouts: Timeouts::with(file.conntrack_timeout.into_iter().chain(self.conntrack_timeout)),
+            conntrack_max: self.conntrack_max.or(file.conntrack_max).unwrap_or(CONNTRACK_MAX),
             expedite_rcu: self.expedite_rcu.or(file.expedite_rcu).unwrap_or(true),
             mtu: self.mtu.or(file.mtu),
             run_dir: self.run_dir.or(file.run_dir).unwrap_or_else(|| RUN_DIR.into()),
@@ -182,6 +208,11 @@ impl Options {
             .with_context(|| format!("--config {} is not a valid configuration", path.display()))?;
         if let Some(mtu) = options.mtu.filter(|mtu| !(1280..=65535).contains(mtu)) {
             bail!("--config {}: mtu is {mtu}, it must be from 1280 to 65535", path.display());
+        }
+        let range = CONNTRACK_MAX_LEAST..=CONNTRACK_MAX_MOST;
+        if let Some(max) = options.conntrack_max.filter(|max| !range.contains(max)) {
+            let (least, most) = range.into_inner();
+            bail!("--config {}: conntrack-max is {max}, it must be from {least} to {most}", path.display());
         }
         Ok(options)
     }
@@ -227,6 +258,8 @@ mod tests {
                 masquerade: true,
                 exempt_cidrs: Vec::new(),
                 ip_masq_agent_config: None,
+                timeouts: Timeouts::default(),
+                conntrack_max: 524_288,
                 expedite_rcu: true,
                 mtu: None,
                 run_dir: "/run/hypha".into(),
@@ -254,6 +287,21 @@ mod tests {
     }
 
     #[test]
+    fn conntrack_settings_of_file_and_flags_add_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hypha.yaml");
+        let text = "source: dir:/file\nconntrack-timeout: {icmp: 5s, udp-new: 10s}\nconntrack-max: 2048\n";
+        fs::write(&path, text).unwrap();
+        let line = ["--config", path.to_str().unwrap(), "--conntrack-timeout", "icmp=7s"];
+        let config =
+            resolve(&[&line[..], &["--conntrack-timeout=tcp-opening=9s,other=1m"]].concat()).unwrap();
+        assert_eq!(config.timeouts.seconds(), [9, 7440, 30, 10, 180, 7, 60]);
+        assert_eq!(config.conntrack_max, 2048);
+        let flags = [&line[..], &["--conntrack-max=4096"]].concat();
+        assert_eq!(resolve(&flags).unwrap().conntrack_max, 4096);
+    }
+
+    #[test]
     fn mistakes_are_named() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("hypha.yaml");
@@ -266,6 +314,10 @@ mod tests {
             (&["--routing", "pigeon"], "", "native"),
             (&["--config", file], "sources: dir:/x\n", "sources"),
             (&["--config", file], "mtu: 9\n", "from 1280 to 65535"),
+            (&["--conntrack-timeout", "icmp"], "", "CLASS=DURATION"),
+            (&["--conntrack-max", "5"], "", "5 is not in 1024..=16777216"),
+            (&["--config", file], "conntrack-timeout: {gre: 5s}\n", "no class of flows"),
+            (&["--config", file], "conntrack-max: 5\n", "from 1024 to 16777216"),
             (&["--config", "/nonexistent"], "", "/nonexistent"),
         ] {
             fs::write(&path, text).unwrap();

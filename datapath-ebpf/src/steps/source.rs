@@ -2,8 +2,7 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_OUTPUT,
-        BPF_FIB_LOOKUP_SKIP_NEIGH, bpf_fib_lookup,
+        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_SKIP_NEIGH, bpf_fib_lookup,
     },
     helpers::generated as helpers,
 };
@@ -48,29 +47,35 @@ fn is_of_the_node(address: &Ip) -> bool {
     unsafe { ENDPOINTS.get(address) }.is_some_and(|endpoint| endpoint.flags & Endpoint::HOST != 0)
 }
 
-/// False where the kernel has no answer, or is older than 6.7 and does not know the question.
+/// False where the kernel has no answer, another way out, or is older than 6.7 and does not know the question.
+///
+/// Asked as for a packet that the pod's device has received: the kernel answers for devices only that forward, which the agent
+/// sees to on its own, but not on the uplink.
 #[inline(always)]
-fn ask_kernel<F: Family>(skb: Skb, scratch: &mut Scratch, ifindex: u32) -> bool {
+fn ask_kernel<F: Family>(skb: Skb, scratch: &mut Scratch, uplink: u32) -> bool {
     /// `BPF_FIB_LOOKUP_SRC` of `linux/bpf.h`.
     const WITH_SOURCE: u32 = 1 << 4;
+    // SAFETY: one field is read before anything else touches the map.
+    let Some(owner) = (unsafe { ENDPOINTS.get(&scratch.key.src) }) else { return false };
+    let received_by = owner.ifindex;
     let params = &mut scratch.fib;
     // SAFETY: all-zero is a valid value of this plain C structure.
     *params = unsafe { core::mem::zeroed() };
     params.family = F::AF;
-    params.ifindex = ifindex;
+    params.ifindex = received_by;
     let dst = scratch.key.dst.words();
     if F::V4 {
         params.__bindgen_anon_4.ipv4_dst = dst[3];
     } else {
         params.__bindgen_anon_4.ipv6_dst = dst;
     }
-    let flags = BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SKIP_NEIGH | WITH_SOURCE;
+    let flags = BPF_FIB_LOOKUP_SKIP_NEIGH | WITH_SOURCE;
     let size = size_of::<bpf_fib_lookup>() as i32;
     // SAFETY: `params` is initialized and of the size given.
     let found = unsafe { helpers::bpf_fib_lookup(skb.raw().cast(), params, size, flags) };
     const FOUND: i64 = BPF_FIB_LKUP_RET_SUCCESS as i64;
     const TOO_NARROW: i64 = BPF_FIB_LKUP_RET_FRAG_NEEDED as i64;
-    if found != FOUND && found != TOO_NARROW {
+    if found != FOUND && found != TOO_NARROW || params.ifindex != uplink {
         return false;
     }
     // SAFETY: both arms of the union are integers.

@@ -201,7 +201,7 @@ pub enum Response {
     /// To [`Call::Status`]: `ADD` would be served.
     Ready,
     /// To [`Call::Info`].
-    Info(Info),
+    Info(Box<Info>),
     /// To [`Call::Endpoints`].
     Endpoints(Vec<EndpointInfo>),
     /// To any call that failed. An `Add` that failed has left nothing behind.

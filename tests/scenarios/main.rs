@@ -1,6 +1,7 @@
 //! The scenarios: what users rely on, tried with real agents and real traffic. Run with `cargo xtask test`, or one by
 //! one with `cargo test -p hypha-lab --test lab -- NAME` after `cargo build`.
 
+mod addresses;
 mod directions;
 mod lifecycle;
 mod masquerade;
@@ -9,6 +10,7 @@ mod operator;
 mod path;
 mod payloads;
 mod plain;
+mod policy_file;
 mod repair;
 mod scale;
 mod spoofing;
@@ -35,6 +37,8 @@ fn main() -> ExitCode {
         payloads::scenarios(),
         path::scenarios(),
         masquerade::scenarios(),
+        policy_file::scenarios(),
+        addresses::scenarios(),
         spoofing::scenarios(),
         verbs::scenarios(),
         scale::scenarios(),

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::{
+    annex::Annex,
     binaries::Binaries,
     diagnosis,
     family::{Family, Routing},
@@ -70,7 +71,7 @@ impl LabSpec {
         self
     }
 
-    /// One more flag for every agent.
+    /// One more flag for every agent. [`crate::node::NODE_DIR`] in it stands for the node's directory.
     pub fn flag(mut self, flag: &str) -> Self {
         self.settings.flags.push(flag.to_owned());
         self
@@ -237,6 +238,11 @@ impl Lab {
     /// The file that holds a node's object.
     pub fn object_path(&self, node: &str) -> PathBuf {
         self.source_dir.join(format!("{node}.yaml"))
+    }
+
+    /// Another network outside, behind a link of its own: see [`Annex`].
+    pub fn connect_annex(&self, node: &Node) -> Result<Annex> {
+        Annex::connect(self.tag(), node.netns())
     }
 
     /// Everything that helps to understand a failure.

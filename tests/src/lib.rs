@@ -16,6 +16,7 @@
 //! everything goes when the lab is dropped, or when the next lab finds that its owner was killed. Root is needed.
 
 mod agent;
+pub mod annex;
 pub mod binaries;
 pub mod cni;
 pub mod demo;
@@ -34,6 +35,7 @@ pub mod station;
 pub mod topology;
 pub mod traffic;
 
+pub use annex::Annex;
 pub use family::{Family, Protocol, Routing};
 pub use lab::{Lab, LabSpec};
 pub use node::Node;

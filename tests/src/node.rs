@@ -23,6 +23,9 @@ use crate::{
     topology::UplinkPlan,
 };
 
+/// Stands for [`Node::dir`] in an agent's flags.
+pub const NODE_DIR: &str = "{node-dir}";
+
 /// What the agents of a lab have in common.
 #[derive(Clone, Debug)]
 pub struct AgentSettings {
@@ -87,6 +90,11 @@ impl Node {
     /// Addresses of its uplink.
     pub fn plan(&self) -> UplinkPlan {
         self.plan
+    }
+
+    /// A directory for its files, gone with the lab.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// The agent's `--run-dir`.
@@ -154,7 +162,12 @@ impl Node {
             .arg(&self.bpf_dir)
             .arg("--cni-conf-dir")
             .arg(self.dir.join("cni"))
-            .args(&self.settings.flags)
+            .args(
+                self.settings
+                    .flags
+                    .iter()
+                    .map(|flag| flag.replace(NODE_DIR, &self.dir.display().to_string())),
+            )
             .env("RUST_BACKTRACE", "1");
         *self.agent() = Some(Agent::start(command, &self.agent_log())?);
         Ok(())

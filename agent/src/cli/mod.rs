@@ -32,7 +32,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the node's agent
-    Agent(AgentArgs),
+    Agent(Box<AgentArgs>),
     /// Show what the agent is doing
     Status(client::ClientArgs),
     /// Show the pods' interfaces on this node

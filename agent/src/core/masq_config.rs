@@ -4,7 +4,10 @@
 //! one without a list, stands for the well-known private and reserved ranges; link-local destinations are exempt unless
 //! the file says otherwise. Keys of others are no mistake, but they are told, for they have no effect here.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
@@ -95,7 +98,7 @@ impl MasqConfig {
     /// Reads the text of a file, YAML or JSON. Bits of a prefix beyond its length do not count.
     pub fn parse(text: &str) -> Result<Self, MasqConfigError> {
         let file: File = document(text)?.unwrap_or_default();
-        let keys: Option<std::collections::BTreeMap<String, serde_json::Value>> = document(text)?;
+        let keys: Option<BTreeMap<String, serde_json::Value>> = document(text)?;
         let listed = file.non_masquerade_cidrs.as_deref().map(prefixes).transpose()?;
         let resync = file.resync_interval.as_deref().map(duration::parse).transpose()?;
         let (v4, v6) = (file.masq_link_local, file.masq_link_local_v6);
@@ -133,8 +136,8 @@ fn exempt(
 ) -> BTreeSet<IpNet> {
     let constant = |text: &str| text.parse().ok();
     let mut exempt = listed.unwrap_or_else(|| WELL_KNOWN.into_iter().filter_map(constant).collect());
-    exempt.extend(Some(LINK_LOCAL).filter(|_| !masq_link_local).and_then(constant));
-    exempt.extend(Some(LINK_LOCAL_V6).filter(|_| !masq_link_local_v6).and_then(constant));
+    exempt.extend((!masq_link_local).then_some(LINK_LOCAL).and_then(constant));
+    exempt.extend((!masq_link_local_v6).then_some(LINK_LOCAL_V6).and_then(constant));
     exempt
 }
 

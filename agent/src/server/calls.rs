@@ -42,7 +42,7 @@ async fn carry_out(agent: &Agent, locks: &Locks, call: Call, netns: Option<Owned
         Call::Gc(gc) => endpoints::gc(agent, locks, gc).await.map(|removed| Response::Collected { removed }),
         Call::Status => status(agent),
         // An operator's questions are not worth counting.
-        Call::Info => return Response::Info(facts(agent)),
+        Call::Info => return Response::Info(Box::new(facts(agent))),
         Call::Endpoints => return Response::Endpoints(agent.ledger().records().map(endpoint).collect()),
     };
     let took = started.elapsed();

@@ -2,6 +2,7 @@
 //! one with `cargo test -p hypha-lab --test lab -- NAME` after `cargo build`.
 
 mod addresses;
+mod connector;
 mod directions;
 mod lifecycle;
 mod masquerade;
@@ -11,6 +12,7 @@ mod path;
 mod payloads;
 mod plain;
 mod policy_file;
+mod ports;
 mod repair;
 mod scale;
 mod spoofing;
@@ -31,6 +33,9 @@ fn main() -> ExitCode {
     if std::env::var_os(support::HOLD).is_some() {
         return support::hold_a_lab();
     }
+    if let Ok(task) = std::env::var(connector::CONNECT) {
+        return connector::hold_connections(&task);
+    }
     let scenarios = [
         plain::scenarios(),
         directions::scenarios(),
@@ -39,6 +44,7 @@ fn main() -> ExitCode {
         masquerade::scenarios(),
         policy_file::scenarios(),
         addresses::scenarios(),
+        ports::scenarios(),
         spoofing::scenarios(),
         verbs::scenarios(),
         scale::scenarios(),

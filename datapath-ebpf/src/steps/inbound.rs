@@ -12,7 +12,7 @@ use super::{
     transport::{self, Kind},
 };
 
-/// Follows what comes from outside the cluster for a pod. Flows are opened by what can open one: a TCP SYN, or a UDP datagram. (ICMP
+/// Follows what comes from outside the cluster for a pod. Flows are opened by what can open one: a TCP SYN, a UDP datagram, an SCTP packet. (ICMP
 /// tells a reply by its type.)
 ///
 /// The traffic between nodes comes by here, too, and should pay little for it: what seems to come from another node's pod is only
@@ -22,7 +22,7 @@ pub fn track<F: Family>(skb: Skb, header: &F::Header) {
     let src = F::src(header);
     let watched = match F::protocol(header) {
         packet::TCP => !is_among_pods::<F>(&src) || is_syn::<F>(skb, header),
-        packet::UDP => !is_among_pods::<F>(&src) || find_route(&src).is_none(),
+        packet::UDP | packet::SCTP => !is_among_pods::<F>(&src) || find_route(&src).is_none(),
         _ => !F::is_plain(header),
     };
     if watched {

@@ -2,7 +2,6 @@
 //! one with `cargo test -p hypha-lab --test lab -- NAME` after `cargo build`.
 
 mod addresses;
-mod connector;
 mod directions;
 mod lifecycle;
 mod masquerade;
@@ -17,6 +16,7 @@ mod repair;
 mod scale;
 mod spoofing;
 mod support;
+mod tcp;
 mod verbs;
 
 use std::process::ExitCode;
@@ -33,9 +33,6 @@ fn main() -> ExitCode {
     if std::env::var_os(support::HOLD).is_some() {
         return support::hold_a_lab();
     }
-    if let Ok(task) = std::env::var(connector::CONNECT) {
-        return connector::hold_connections(&task);
-    }
     let scenarios = [
         plain::scenarios(),
         directions::scenarios(),
@@ -45,6 +42,7 @@ fn main() -> ExitCode {
         policy_file::scenarios(),
         addresses::scenarios(),
         ports::scenarios(),
+        tcp::scenarios(),
         spoofing::scenarios(),
         verbs::scenarios(),
         scale::scenarios(),

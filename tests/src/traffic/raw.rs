@@ -2,15 +2,15 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use anyhow::{Context, Result, bail};
 use etherparse::PacketBuilder;
 use nix::net::if_::if_nametoindex;
-use socket2::{Domain, SockAddr, SockAddrStorage, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
-use crate::netns::Netns;
+use crate::{family::Family, netns::Netns};
 
 /// All protocols, in the byte order that the kernel wants.
 const ETH_P_ALL_BE: u16 = 0x0003_u16.to_be();
@@ -55,6 +55,42 @@ impl RawSender {
         self.socket.send(frame).context("cannot send a raw frame")?;
         Ok(())
     }
+}
+
+/// Sends IP packets with headers of one's own, by the namespace's routes.
+#[derive(Debug)]
+pub struct IpSender {
+    socket: Socket,
+}
+
+impl IpSender {
+    /// Opens a raw socket of the family.
+    pub fn open(netns: &Netns, family: Family) -> Result<Self> {
+        let domain = Domain::for_address((family.unspecified(), 0).into());
+        let open = || Socket::new(domain, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)));
+        let socket = netns.enter(open)?.with_context(|| format!("no raw socket in {}", netns.name()))?;
+        Ok(Self { socket })
+    }
+
+    /// Sends one packet, IP header first.
+    pub fn send(&self, packet: &[u8], to: IpAddr) -> Result<()> {
+        self.socket.send_to(packet, &SocketAddr::new(to, 0).into()).context("cannot send a raw packet")?;
+        Ok(())
+    }
+}
+
+/// A TCP RST without payload, IP header first.
+pub fn tcp_reset(from: SocketAddr, to: SocketAddr, sequence: u32) -> Result<Vec<u8>> {
+    const TTL: u8 = 64;
+    let ip = match (from.ip(), to.ip()) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => PacketBuilder::ipv4(src.octets(), dst.octets(), TTL),
+        (IpAddr::V6(src), IpAddr::V6(dst)) => PacketBuilder::ipv6(src.octets(), dst.octets(), TTL),
+        (src, dst) => bail!("{src} and {dst} are of different families"),
+    };
+    let tcp = ip.tcp(from.port(), to.port(), sequence, 0).rst();
+    let mut packet = Vec::with_capacity(tcp.size(0));
+    tcp.write(&mut packet, &[]).context("cannot build a packet")?;
+    Ok(packet)
 }
 
 /// A UDP packet with any addresses one likes.

@@ -21,7 +21,11 @@ const TOOLS: [Tool; 13] = [
     Tool { program: "ethtool", package: "ethtool", purpose: "switching offloads" },
     Tool { program: "ip", package: "iproute2", purpose: "namespaces and links of the lab" },
     Tool { program: "iperf3", package: "iperf3", purpose: "bulk traffic" },
-    Tool { program: "nft", package: "nftables", purpose: "the masquerade that ours is measured against" },
+    Tool {
+        program: "nft",
+        package: "nftables",
+        purpose: "the masquerade that ours is measured against, and packets that get lost",
+    },
     Tool { program: "nsenter", package: "util-linux", purpose: "agents inside the lab's namespaces" },
     Tool { program: "ping", package: "iputils-ping", purpose: "ICMP echo" },
     Tool { program: "ps", package: "procps", purpose: "what the agents use" },

@@ -86,7 +86,15 @@ pub enum Body {
 pub enum ErrorKind {
     TimeExceeded,
     PortUnreachable,
-    TooBig { mtu: u32 },
+    TooBig {
+        mtu: u32,
+    },
+    /// Any other: type, code and the four bytes after the checksum, which mean the same in no two types.
+    Any {
+        kind: u8,
+        code: u8,
+        rest: u32,
+    },
 }
 
 pub const SYN: u8 = 0x02;
@@ -335,6 +343,7 @@ impl ErrorKind {
             (Self::PortUnreachable, false) => (1, 4, 0),
             (Self::TooBig { mtu }, true) => (3, 4, mtu),
             (Self::TooBig { mtu }, false) => (2, 0, mtu),
+            (Self::Any { kind, code, rest }, _) => (kind, code, rest),
         }
     }
 }

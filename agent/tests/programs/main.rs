@@ -20,6 +20,7 @@ mod model;
 mod node;
 mod outbound;
 mod properties;
+mod quotes;
 mod refusals;
 mod related;
 mod run;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         ("masquerade", masquerade::cases()),
         ("fragments", fragments::cases()),
         ("related", related::cases()),
+        ("quotes", quotes::cases()),
         ("inbound", inbound::cases()),
         ("outbound", outbound::cases()),
         ("wrapping", wrapping::cases()),

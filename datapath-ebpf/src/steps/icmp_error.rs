@@ -147,10 +147,13 @@ fn write_icmp<F: Family, const QUOTED: usize>(
     let [a, b, c, d] = message.rest;
     let mut icmp = [message.kind, message.code, 0, 0, a, b, c, d];
     let mut sum = sum_of(&icmp, 0);
-    sum = sum_of(&skb.load::<F::Header>(quoted_at)?, sum);
-    sum = sum_of(&skb.load::<[u8; QUOTED]>(quoted_at + size_of::<F::Header>() as u32)?, sum);
+    let quoted = (size_of::<F::Header>() + QUOTED) as u32;
+    // Four bytes at a time: a copy of the headers would not fit the stack.
+    for word in 0..quoted / 4 {
+        sum = sum_of(&skb.load::<u32>(quoted_at + word * 4)?, sum);
+    }
     if !F::V4 {
-        let length = (ICMP_HEADER + size_of::<F::Header>() + QUOTED) as u32;
+        let length = ICMP_HEADER as u32 + quoted;
         sum = sum_of(&src.bytes, sum_of(&dst.bytes, sum));
         sum = sum_of(&[length.to_be(), (F::ICMP as u32).to_be()], sum);
     }

@@ -28,7 +28,7 @@ pub fn pod<F: Family>(skb: Skb, header: &F::Header, exit: &Exit) -> Verdict {
         Kind::Ports | Kind::EchoRequest => translate::<F>(skb, scratch, exit, 0),
         // The answer to a request that came in untranslated.
         Kind::EchoReply => as_it_is(scratch),
-        Kind::Error => related::outbound::<F>(skb, header, scratch),
+        Kind::Error => related::from_pod::<F>(skb, scratch),
         Kind::LaterFragment => later_fragment::<F>(skb, header, &scratch.transport),
         Kind::Other => Err(DropReason::UnknownProtocol),
     }
@@ -46,6 +46,7 @@ pub fn host<F: Family>(skb: Skb, header: &F::Header, exit: &Exit) -> Verdict {
     scratch.key = scratch.transport.key(F::src(header), F::dst(header));
     let concerned = match scratch.transport.kind {
         Kind::EchoRequest => true,
+        Kind::Error => return related::from_host::<F>(skb, scratch),
         Kind::Ports => CONNTRACK.get_ptr(&scratch.key).is_some() || is_claimed_by_pod(scratch),
         _ => false,
     };
@@ -101,13 +102,15 @@ pub fn reply<F: Family>(skb: Skb, header: &F::Header) -> Verdict {
         return Ok(Forward::Stack);
     }
     let (src, dst) = (F::src(header), F::dst(header));
+    scratch.key = scratch.transport.key(src, dst);
     match scratch.transport.kind {
         Kind::Ports | Kind::EchoReply => {}
         Kind::Error => {
-            if !related::inbound::<F>(skb, header, scratch)? {
+            if !related::find_owner::<F>(skb, scratch) {
                 return Ok(Forward::Stack);
             }
-            return to_owner::<F>(skb, header, &scratch.key.src, Forward::RelatedError, || Ok(()));
+            let translate = || related::to_owner::<F>(skb, scratch);
+            return to_owner::<F>(skb, header, &scratch.flow_key.src, Forward::RelatedError, translate);
         }
         Kind::LaterFragment => {
             let Some(owner) = fragments::recall(&scratch.transport, &src, &dst) else {
@@ -118,7 +121,6 @@ pub fn reply<F: Family>(skb: Skb, header: &F::Header) -> Verdict {
         }
         Kind::EchoRequest | Kind::Other => return Ok(Forward::Stack),
     }
-    scratch.key = scratch.transport.key(src, dst);
     if flows::find_reply(skb, scratch).is_none() {
         return Ok(Forward::Stack);
     }

@@ -13,6 +13,7 @@ pub mod fragments;
 pub mod icmp_error;
 pub mod inbound;
 pub mod masquerade;
+pub mod quote;
 pub mod related;
 pub mod rewrite;
 pub mod scratch;

@@ -12,7 +12,7 @@ use datapath_ebpf::{
     maps::{Flow, FlowKey, Reverse},
 };
 
-use super::{claim::Search, related::Quote, transport::Transport};
+use super::{claim::Search, quote::Quote, transport::Transport};
 
 /// The slot's contents; every field is written before it is read.
 #[repr(C)]

@@ -157,6 +157,17 @@ impl Skb {
         }
     }
 
+    /// [`Self::load`] into memory that is there already, so that the value does not pass over the stack.
+    #[inline(always)]
+    pub fn load_into<T: Copy>(self, offset: u32, value: &mut T) -> Result<(), DropReason> {
+        let to = core::ptr::from_mut(value).cast();
+        // SAFETY: see `load`.
+        match unsafe { helpers::bpf_skb_load_bytes(self.raw.cast(), offset, to, size_of::<T>() as u32) } {
+            0 => Ok(()),
+            _ => Err(DropReason::Malformed),
+        }
+    }
+
     /// Overwrites bytes whose change is made up for in a checksum that covers them.
     #[inline(always)]
     pub fn store<T>(self, offset: u32, value: &T) -> Result<(), DropReason> {

@@ -78,7 +78,7 @@ const fn echo_types<F: Family>() -> (u8, u8) {
 }
 
 /// Whether an ICMP type is an error that quotes a packet.
-pub const fn is_error<F: Family>(icmp_type: u8) -> bool {
+const fn is_error<F: Family>(icmp_type: u8) -> bool {
     // Destination unreachable, source quench, redirect, time exceeded, parameter problem; in IPv6 all below 128.
     if F::V4 { matches!(icmp_type, 3 | 4 | 5 | 11 | 12) } else { icmp_type < 128 }
 }
@@ -231,17 +231,23 @@ fn ports(transport: &mut Transport, src: Port, dst: Port) {
 
 #[inline(always)]
 fn icmp<F: Family>(skb: Skb, transport: &mut Transport) -> Result<(), DropReason> {
-    let [kind, _code, _, _, id_high, id_low, _, _] = header::<[u8; 8]>(skb, transport)?;
+    let [icmp_type, _code, _, _, id_high, id_low, _, _] = header::<[u8; 8]>(skb, transport)?;
+    transport.kind = icmp_kind::<F>(icmp_type);
+    let id = Port { bytes: [id_high, id_low] };
+    (transport.src_port, transport.dst_port) = (id, id);
+    Ok(())
+}
+
+/// What an ICMP type stands for.
+#[inline(always)]
+pub fn icmp_kind<F: Family>(icmp_type: u8) -> Kind {
     let (request, reply) = echo_types::<F>();
-    transport.kind = match kind {
+    match icmp_type {
         kind if kind == request => Kind::EchoRequest,
         kind if kind == reply => Kind::EchoReply,
         kind if is_error::<F>(kind) => Kind::Error,
         _ => Kind::Other,
-    };
-    let id = Port { bytes: [id_high, id_low] };
-    (transport.src_port, transport.dst_port) = (id, id);
-    Ok(())
+    }
 }
 
 /// Walks IPv6 extension headers (RFC 8200, section 4).

@@ -17,12 +17,22 @@ struct Quote {
     ports: (u16, u16),
 }
 
-/// Reads a quote; `None` when it does not say what flow it is about.
-fn quote(frame: &[u8], error: &Header) -> Option<Quote> {
+/// Who sends an error: it decides which echo messages of a flow it can be about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sender {
+    Owner,
+    World,
+}
+
+/// Reads a quote; `None` when it does not say what flow it is about, or was not sent by who gets the error.
+fn quote(frame: &[u8], error: &Header, sender: Sender) -> Option<Quote> {
     let quoted = &frame[..error.end];
     let header = packet::fixed(quoted, error.v4, error.transport + 8).ok()?;
     let header = packet::locate(quoted, header).ok()?;
-    if header.is_later_fragment() {
+    if error.fragment.is_some() || header.is_later_fragment() || header.src != error.dst {
+        return None;
+    }
+    if sender == Sender::Owner && header.dst != error.src {
         return None;
     }
     let number = |at: usize| Some(u16::from_be_bytes(quoted.get(at..at + 2)?.try_into().unwrap()));
@@ -30,8 +40,13 @@ fn quote(frame: &[u8], error: &Header) -> Option<Quote> {
     let ports = match header.protocol {
         TCP | UDP | SCTP => (number(at)?, number(at + 2)?),
         protocol if protocol == if header.v4 { ICMP } else { ICMPV6 } => {
-            let kind = *quoted.get(at)?;
-            if !matches!((header.v4, kind), (true, 0 | 8) | (false, 128 | 129)) {
+            let translated = match (header.v4, sender) {
+                (true, Sender::Owner) => 0,
+                (true, Sender::World) => 8,
+                (false, Sender::Owner) => 129,
+                (false, Sender::World) => 128,
+            };
+            if *quoted.get(at)? != translated {
                 return None;
             }
             (number(at + 4)?, number(at + 4)?)
@@ -44,7 +59,7 @@ fn quote(frame: &[u8], error: &Header) -> Option<Quote> {
 /// From the world about what a pod or the host has sent.
 pub fn inbound(model: &mut Model, frame: &[u8], error: &Packet) -> Verdict {
     let untouched = Ok((Forward::Stack, frame.to_vec()));
-    let Some(quote) = quote(frame, &error.header) else { return untouched };
+    let Some(quote) = quote(frame, &error.header, Sender::World) else { return untouched };
     let about = key(quote.header.src, quote.header.dst, quote.ports, quote.header.protocol);
     let Some(back) = model.nat.get(&about.reversed()) else { return untouched };
     let (owner, port) = (back.address, back.port);
@@ -55,12 +70,29 @@ pub fn inbound(model: &mut Model, frame: &[u8], error: &Packet) -> Verdict {
 
 /// From a pod about what it has received from the world.
 pub fn outbound(model: &mut Model, frame: &[u8], error: &Packet) -> Verdict {
-    let quote = quote(frame, &error.header).ok_or(DropReason::Malformed)?;
+    if error.header.fragment.is_some() {
+        return Err(DropReason::UnknownProtocol.into());
+    }
+    owners(model, frame, error, Forward::World)
+}
+
+/// From the host itself about what it has received from the world.
+pub fn hosts(model: &mut Model, frame: &[u8], error: &Packet) -> Verdict {
+    owners(model, frame, error, Forward::Stack)
+}
+
+/// From the owner of a flow; what is not translated goes `otherwise`.
+fn owners(model: &mut Model, frame: &[u8], error: &Packet, otherwise: Forward) -> Verdict {
+    let untouched = Ok((otherwise, frame.to_vec()));
+    let Some(quote) = quote(frame, &error.header, Sender::Owner) else { return untouched };
     let about = key(quote.header.src, quote.header.dst, quote.ports, quote.header.protocol);
-    let mut frame = frame.to_vec();
     let Some(nat) = model.conntrack.get(&about.reversed()).and_then(|flow| flow.nat) else {
-        return Ok((Forward::World, frame));
+        return untouched;
     };
+    if nat == (quote.header.dst, quote.ports.1) {
+        return untouched;
+    }
+    let mut frame = frame.to_vec();
     translate(&model.rules, &mut frame, &error.header, &quote.header, Side::Destination, nat);
     Ok((Forward::RelatedError, frame))
 }
@@ -80,10 +112,13 @@ fn translate(
     let sum_at = quote.checksum();
     let kept = sum_at.and_then(|at| quoted.get(at..at + 2).map(<[u8]>::to_vec));
     rewrite::end(rules, &mut quoted, quote, inside, address, port);
-    if let (false, Some(at), Some(kept)) = (rules.quoted_sums_follow, sum_at, kept) {
+    let end = end_of_quote(frame, error);
+    if let (Some(at), Some(kept)) = (sum_at, kept)
+        && (!rules.quoted_sums_follow || at + 2 > end)
+    {
         quoted[at..at + 2].copy_from_slice(&kept);
     }
-    frame[..error.end].copy_from_slice(&quoted);
+    frame[..quoted.len()].copy_from_slice(&quoted);
     let after = frame[body].to_vec();
     rewrite::cover(rules, frame, error, &before, &after);
     let outside = if inside == Side::Source { Side::Destination } else { Side::Source };
@@ -91,6 +126,17 @@ fn translate(
     if error.protocol == ICMPV6 {
         rewrite::cover(rules, frame, error, &old, &new);
     }
+}
+
+/// Where the quote ends as far as its checksum goes: with the error, or where extensions start (RFC 4884).
+fn end_of_quote(frame: &[u8], error: &Header) -> usize {
+    let icmp = &frame[error.transport..];
+    let length = match (error.v4, icmp[0]) {
+        (true, 3 | 11 | 12) => usize::from(icmp[5]) * 4,
+        (false, 1 | 3) => usize::from(icmp[4]) * 8,
+        _ => 0,
+    };
+    if length == 0 { error.end } else { error.end.min(error.transport + 8 + length) }
 }
 
 /// The node's answer to a packet with no hops left, if there may be one.

@@ -151,9 +151,9 @@ fn error(random: &mut Random, about: &Content) -> Content {
     Content::Error {
         kind: random.below(ERRORS.len() as u64) as usize,
         about: Box::new(about),
-        quoted: random.one(&[8, 12]),
+        quoted: random.one(&[3, 4, 5, 6, 8, 8, 12, 18, 20, 255]),
         by_router: random.once_in(2),
-        inside: Vec::new(),
+        inside: if random.once_in(3) { quirks(random) } else { Vec::new() },
     }
 }
 

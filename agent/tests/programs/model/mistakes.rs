@@ -15,6 +15,7 @@ const MISTAKES: &[Mistake] = &[
     ("any RST ends a connection", |rules| rules.rst_must_be_credible = false),
     ("a SYN does not reopen", |rules| rules.reopens = false),
     ("sockets of the host are not spared", |rules| rules.spares_sockets = false),
+    ("checksums inside of ICMP errors stay", |rules| rules.quoted_sums_follow = false),
     ("what the world opens is not followed", |rules| rules.follows_inbound = false),
     ("datagrams without answer live for a minute", |rules| rules.timeouts[3] = 60),
     ("established connections end after two minutes", |rules| rules.timeouts[1] = 120),

@@ -180,6 +180,7 @@ impl Model {
         let opens = packet.segment.is_none_or(|segment| segment.flags & SYN != 0);
         match packet.kind {
             Kind::EchoRequest => self.translate(step, &packet, true),
+            Kind::Error => errors::hosts(self, step.frame, &packet),
             Kind::Ports
                 if self.conntrack.contains_key(&key) || opens && self.nat.contains_key(&key.reversed()) =>
             {

@@ -86,6 +86,14 @@ impl Class {
     }
 }
 
+impl Class {
+    /// Whether both ends have shown that they want the flow: such a one is not evicted to make room for another.
+    #[inline(always)]
+    pub const fn is_assured(self) -> bool {
+        matches!(self, Self::TcpEstablished | Self::UdpStream)
+    }
+}
+
 /// What a TCP header says about its connection.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -8,6 +8,7 @@
 
 pub mod addr;
 pub mod checksum;
+pub mod collect;
 pub mod flow;
 pub mod maps;
 pub mod outcome;

@@ -21,8 +21,8 @@ mod steps;
 mod entry {
     use aya_ebpf::{
         bindings::tcx_action_base::{TCX_DROP, TCX_NEXT, TCX_REDIRECT},
-        macros::classifier,
-        programs::TcContext,
+        macros::{classifier, raw_tracepoint},
+        programs::{RawTracePointContext, TcContext},
     };
     use datapath_ebpf::{Forward, Program};
 
@@ -54,6 +54,13 @@ mod entry {
     #[classifier]
     pub fn from_overlay(ctx: TcContext) -> i32 {
         run(Program::FromOverlay, &ctx, programs::from_overlay::handle)
+    }
+
+    /// Ends flows when the agent runs it; never attached, and so none of [`Program`]'s.
+    #[raw_tracepoint]
+    pub fn collect(ctx: RawTracePointContext) -> u32 {
+        programs::collect::handle(&ctx);
+        0
     }
 
     /// The one place where an outcome becomes a verdict.

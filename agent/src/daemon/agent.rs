@@ -7,7 +7,7 @@ use std::{
 
 use hypha_cni::queue::Queue;
 use ipnet::IpNet;
-use tokio::sync::RwLock;
+use tokio::sync::{Notify, RwLock};
 
 use super::{Config, expedite::Expedite, metrics::Metrics, worker::Worker};
 use crate::{
@@ -35,6 +35,8 @@ pub struct Agent {
     /// Read-held while a call wires or unwires a pod, write-held while a reconciliation compares pods with the kernel:
     /// what it finds is either wanted or on nobody's way.
     pub wiring: RwLock<()>,
+    /// Addresses have gone whose flows are still to be ended.
+    pub leavers: Notify,
     ledger: Mutex<Ledger>,
     view: Mutex<View>,
 }
@@ -91,6 +93,7 @@ impl Agent {
             expedite,
             metrics: Metrics::default(),
             wiring: RwLock::new(()),
+            leavers: Notify::new(),
             ledger: Mutex::new(ledger),
             view: Mutex::default(),
         }

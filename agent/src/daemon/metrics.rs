@@ -3,6 +3,7 @@
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
+use datapath_ebpf::flow::Class;
 use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -21,7 +22,10 @@ use tokio::net::TcpListener;
 use tracing::{debug, info, warn};
 
 use super::agent::Agent;
-use crate::{causes::with_causes, datapath::read};
+use crate::{
+    causes::with_causes,
+    datapath::{Collection, read},
+};
 
 /// Labels of a CNI call.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -53,6 +57,22 @@ pub struct ResultLabel {
     pub result: &'static str,
 }
 
+/// Labels of flows that were ended.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct EndedLabels {
+    /// Why.
+    pub cause: &'static str,
+    /// The flow's class.
+    pub class: &'static str,
+}
+
+/// Label of a class of flows.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ClassLabel {
+    /// Its name.
+    pub class: &'static str,
+}
+
 /// Labels of what became of packets.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct OutcomeLabels {
@@ -78,8 +98,23 @@ pub struct Metrics {
     pub passes: Family<ResultLabel, Counter>,
     /// What reconciliations changed in the kernel.
     pub changes: Family<WhatLabel, Counter>,
-    /// Flows that garbage collection removed.
-    pub collected: Counter,
+    /// Flows that collections ended.
+    pub ended: Family<EndedLabels, Counter>,
+    /// Halves of flows that collections found.
+    pub halves: Counter,
+    /// Flows that stayed, by class.
+    pub entries: Family<ClassLabel, Gauge>,
+    /// Ways back that stayed.
+    pub nat_entries: Gauge,
+    /// How many flows there can be.
+    pub conntrack_max: Gauge,
+    /// Duration of collections in seconds.
+    pub collections: Histogram,
+}
+
+/// From an almost empty map to one of millions.
+fn collection_buckets() -> Histogram {
+    Histogram::new([0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0])
 }
 
 /// From a fast ADD to one that the runtime gives up on.
@@ -94,7 +129,12 @@ impl Default for Metrics {
             durations: Family::new_with_constructor(buckets),
             passes: Family::default(),
             changes: Family::default(),
-            collected: Counter::default(),
+            ended: Family::default(),
+            halves: Counter::default(),
+            entries: Family::default(),
+            nat_entries: Gauge::default(),
+            conntrack_max: Gauge::default(),
+            collections: collection_buckets(),
         }
     }
 }
@@ -111,6 +151,22 @@ impl Metrics {
         self.passes.get_or_create(&ResultLabel { result: if ok { "ok" } else { "error" } }).inc();
     }
 
+    /// Notes what a collection found.
+    pub fn collected(&self, found: &Collection, took: Duration, max: u32) {
+        for (cause, class, flows) in found.endings().filter(|(_, _, flows)| *flows > 0) {
+            let labels = EndedLabels { cause: cause.name(), class: class.name() };
+            self.ended.get_or_create(&labels).inc_by(flows);
+        }
+        for class in Class::ALL {
+            let label = ClassLabel { class: class.name() };
+            self.entries.get_or_create(&label).set(found.entries[class as usize].cast_signed());
+        }
+        self.halves.inc_by(found.halves());
+        self.nat_entries.set(found.translated.cast_signed());
+        self.conntrack_max.set(max.into());
+        self.collections.observe(took.as_secs_f64());
+    }
+
     /// Counts what a reconciliation changed.
     pub fn changed(&self, what: &'static str, how_many: usize) {
         if how_many > 0 {
@@ -122,12 +178,12 @@ impl Metrics {
 /// The state of the agent in the OpenMetrics text format.
 fn render(agent: &Agent) -> Result<String, std::fmt::Error> {
     let mut registry = Registry::with_prefix("hypha");
-    let Metrics { calls, durations, passes, changes, collected } = agent.metrics.clone();
+    let Metrics { calls, durations, passes, changes, .. } = agent.metrics.clone();
     registry.register("cni_requests", "CNI calls by verb and error code", calls);
     registry.register("cni_duration_seconds", "Duration of CNI calls", durations);
     registry.register("reconciliations", "Comparisons of wanted and actual state", passes);
     registry.register("changes", "What reconciliations changed in the kernel", changes);
-    registry.register("flows_collected", "Flows removed by garbage collection", collected);
+    add_flows(&agent.metrics, &mut registry);
     let view = agent.view();
     let number = |name: &str, help: &str, value: i64, registry: &mut Registry| {
         let gauge: Gauge = Gauge::default();
@@ -151,6 +207,18 @@ fn render(agent: &Agent) -> Result<String, std::fmt::Error> {
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
+}
+
+/// What is known about flows.
+fn add_flows(metrics: &Metrics, registry: &mut Registry) {
+    let Metrics { ended, halves, entries, nat_entries, conntrack_max, collections, .. } = metrics.clone();
+    registry.register("conntrack_entries", "Flows by class, as of the last collection", entries);
+    registry.register("conntrack_max", "How many flows there can be", conntrack_max.clone());
+    registry.register("nat_entries", "Ways back of translated flows, as of the last collection", nat_entries);
+    registry.register("nat_max", "How many translated flows there can be", conntrack_max);
+    registry.register("flows_ended", "Flows removed by cause and class", ended);
+    registry.register("flow_halves", "Halves of flows that were found and removed", halves);
+    registry.register("collect_seconds", "Duration of one walk over all flows", collections);
 }
 
 /// What became of packets; left out when the map cannot be read, which the log tells about.

@@ -8,6 +8,7 @@
 //! upgrade is nothing that pods notice.
 
 mod agent;
+mod collector;
 mod config;
 mod conflist;
 mod expedite;
@@ -31,7 +32,12 @@ pub use self::{
     preflight::RunDir,
     worker::{Worker, WorkerGone},
 };
-use crate::{datapath, netlink::Netlink, server, source, store::Ledger};
+use crate::{
+    datapath::{self, Settings},
+    netlink::Netlink,
+    server, source,
+    store::Ledger,
+};
 
 /// How many threads may be in the kernel for the runtime at once: rtnetlink serialises behind one lock anyway.
 const BLOCKING_THREADS: usize = 4;
@@ -60,7 +66,9 @@ async fn live(config: Config) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
     info!(node = config.node_name, routing = ?config.routing, version = env!("CARGO_PKG_VERSION"), "starting");
 
-    let datapath = Worker::start(&config.bpf_dir).await?;
+    let timeouts = datapath::timeouts(&config.timeouts.seconds());
+    let settings = Settings { conntrack_max: config.conntrack_max, timeouts };
+    let datapath = Worker::start(&config.bpf_dir, settings).await?;
     let ledger = Ledger::open(&config.run_dir)?;
     let Source::Dir(path) = &config.source;
     let events = source::dir::watch(path)?;
@@ -78,10 +86,12 @@ async fn live(config: Config) -> anyhow::Result<()> {
     reconciler.first_sync().await;
     server::recover(&agent).await;
     reconciler.pass().await;
+    collector::first(&agent).await;
     let listener = server::bind(&agent.config.run_dir)?;
     server::replay(&agent).await;
     let serving = tokio::spawn(server::serve(listener, Arc::clone(&agent), stop.clone()));
     let reconciling = tokio::spawn(reconciler.run(stop.clone()));
+    let collecting = tokio::spawn(collector::run(Arc::clone(&agent), stop.clone()));
     info!(socket = %server::socket(&agent.config.run_dir).display(), "serving");
 
     tokio::select! {
@@ -89,7 +99,7 @@ async fn live(config: Config) -> anyhow::Result<()> {
         _ = interrupt.recv() => info!("SIGINT: ending; the datapath stays in place"),
     }
     stop.cancel();
-    let _ = tokio::time::timeout(GRACE, async { tokio::join!(serving, reconciling) }).await;
+    let _ = tokio::time::timeout(GRACE, async { tokio::join!(serving, reconciling, collecting) }).await;
     Ok(())
 }
 

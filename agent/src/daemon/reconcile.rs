@@ -14,7 +14,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use super::{
     agent::{Agent, View},
@@ -38,8 +38,6 @@ use crate::{
 
 /// How often everything is compared although nothing seems to have changed.
 const TICK: Duration = Duration::from_secs(2);
-/// How often flows that ended are removed.
-const COLLECT: Duration = Duration::from_secs(10);
 /// The shortest time between two passes: a burst of changes is one.
 const GAP: Duration = Duration::from_millis(250);
 /// How long facts about the node's own network are believed while the kernel reports no change.
@@ -135,9 +133,8 @@ impl Reconciler {
 
     /// Runs until `stop` says so.
     pub async fn run(mut self, stop: CancellationToken) {
-        let (mut tick, mut collect) = (interval(TICK), interval(COLLECT));
+        let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        collect.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let due = FACTS_AGE_CHANGED.saturating_sub(self.last_pass.elapsed());
             tokio::select! {
@@ -145,10 +142,6 @@ impl Reconciler {
                 Ok(()) = self.inputs.monitor.changed() => {}
                 Some(()) = changed(&mut self.inputs.masq_file) => {}
                 () = sleep(due), if self.stale.is_some() => {}
-                _ = collect.tick() => {
-                    self.collect().await;
-                    continue;
-                }
                 _ = tick.tick() => {}
                 () = stop.cancelled() => return,
             }
@@ -261,7 +254,7 @@ impl Reconciler {
             );
         }
         self.publish(&facts)?;
-        self.end_flows_of_former_addresses(&facts.local.all).await;
+        self.tell_former_addresses(&facts.local.all);
         Ok(())
     }
 
@@ -273,14 +266,13 @@ impl Reconciler {
         cidrs
     }
 
-    /// Flows that leave under an address which is no longer there would wait for answers in vain.
-    async fn end_flows_of_former_addresses(&mut self, addresses: &[IpAddr]) {
+    /// Flows that leave under an address which is no longer there would wait for answers in vain: the collector ends them.
+    fn tell_former_addresses(&mut self, addresses: &[IpAddr]) {
         let addresses: BTreeSet<IpAddr> = addresses.iter().copied().collect();
         let gone: Vec<IpAddr> = self.addresses.difference(&addresses).copied().collect();
         self.addresses = addresses;
         if !gone.is_empty() {
             info!(addresses = ?gone, "addresses of the node are gone: ending their flows");
-            self.collect().await;
         }
     }
 
@@ -359,6 +351,9 @@ impl Reconciler {
             warn!("somebody had removed pins: they are back");
             self.agent.metrics.changed("pins", 1);
         }
+        if maps.removed > 0 {
+            self.agent.leavers.notify_one();
+        }
         self.report("maps", maps);
         self.report("attachments", attachments);
         Ok(())
@@ -414,17 +409,6 @@ impl Reconciler {
             info!(directory = %config.cni_conf_dir.display(), file = conflist::FILE_NAME, "wrote the CNI configuration");
         }
         Ok(())
-    }
-
-    async fn collect(&self) {
-        match self.agent.datapath.run(Datapath::collect_garbage).await {
-            Ok(Ok(stats)) => {
-                debug!(?stats, "collected flows that have ended");
-                self.agent.metrics.collected.inc_by(stats.removed as u64);
-            }
-            Ok(Err(error)) => warn!(%error, "cannot collect flows that have ended"),
-            Err(WorkerGone) => {}
-        }
     }
 }
 

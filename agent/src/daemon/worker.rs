@@ -6,7 +6,7 @@ use std::{path::Path, sync::mpsc, thread};
 use anyhow::Context;
 use tokio::sync::oneshot;
 
-use crate::datapath::{Datapath, DatapathError};
+use crate::datapath::{Datapath, DatapathError, Settings};
 
 type Job = Box<dyn FnOnce(&mut Datapath) + Send>;
 
@@ -23,12 +23,12 @@ pub struct WorkerGone;
 
 impl Worker {
     /// Starts the thread, which opens the datapath; returns when that has succeeded or failed.
-    pub async fn start(bpf_dir: &Path) -> anyhow::Result<Self> {
+    pub async fn start(bpf_dir: &Path, settings: Settings) -> anyhow::Result<Self> {
         let (jobs, queue) = mpsc::channel::<Job>();
         let (opened, opening) = oneshot::channel::<Result<(), DatapathError>>();
         let bpf_dir = bpf_dir.to_owned();
         let run = move || {
-            let mut datapath = match Datapath::open(&bpf_dir) {
+            let mut datapath = match Datapath::open(&bpf_dir, &settings) {
                 Ok(datapath) => datapath,
                 // Whoever started this waits for the answer.
                 Err(error) => return drop(opened.send(Err(error))),

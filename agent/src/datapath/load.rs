@@ -9,7 +9,8 @@ use std::{fs, io, path::Path};
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::{Array, MapData, MapError, MapInfo},
-    programs::SchedClassifier,
+    pin::PinError,
+    programs::{ProgramError, RawTracePoint, SchedClassifier},
 };
 use datapath_ebpf::{
     Program,
@@ -17,7 +18,14 @@ use datapath_ebpf::{
 };
 use tracing::{info, warn};
 
-use super::{DatapathError, links, object::OBJECT, tables::Tables};
+use super::{
+    DatapathError,
+    collect::{self, Collector},
+    links,
+    object::OBJECT,
+    settings::Settings,
+    tables::{Tables, take},
+};
 
 /// The maps that are pinned, by name. `scratch` is not: it holds nothing between packets.
 pub const MAPS: [&str; 11] = [
@@ -37,25 +45,40 @@ pub const MAPS: [&str; 11] = [
 /// The loaded programs, in the order of [`Program::ALL`].
 pub type Programs = Vec<(Program, SchedClassifier)>;
 
+/// What loading gives.
+pub struct Loaded {
+    /// The maps.
+    pub tables: Tables,
+    /// The programs on packets.
+    pub programs: Programs,
+    /// The program that ends flows, and its answers.
+    pub collector: Collector,
+}
+
 /// Loads the object and adopts or makes the maps under `bpf_dir`.
-pub fn load(bpf_dir: &Path) -> Result<(Tables, Programs), DatapathError> {
+pub fn load(bpf_dir: &Path, settings: &Settings) -> Result<Loaded, DatapathError> {
     if OBJECT.is_empty() {
         return Err(DatapathError::NoObject);
     }
     links::create_directory(bpf_dir)?;
     discard_foreign_pins(bpf_dir)?;
-    let mut ebpf = load_object(bpf_dir)?;
-    let tables = Tables::take(&mut ebpf)?;
-    Ok((tables, load_programs(ebpf, bpf_dir)?))
+    let mut ebpf = load_object(bpf_dir, settings)?;
+    let mut tables = Tables::take(&mut ebpf)?;
+    tables.set_timeouts(&settings.timeouts)?;
+    let collection = take(&mut ebpf, "collection")?;
+    let (programs, collect) = load_programs(ebpf, bpf_dir)?;
+    Ok(Loaded { tables, programs, collector: Collector::new(collect, collection, settings.conntrack_max) })
 }
 
 /// The object with its maps. A pinned map that the kernel describes differently from the object is discarded, once.
-fn load_object(bpf_dir: &Path) -> Result<Ebpf, DatapathError> {
+fn load_object(bpf_dir: &Path, settings: &Settings) -> Result<Ebpf, DatapathError> {
     let mut loader = EbpfLoader::new();
     // The level is for the second attempt: aya asks for a log only when the verifier refuses a program.
     loader
         .verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS)
-        .default_map_pin_directory(bpf_dir);
+        .default_map_pin_directory(bpf_dir)
+        .map_max_entries("conntrack", settings.conntrack_max)
+        .map_max_entries("nat", settings.conntrack_max);
     for _ in MAPS {
         match loader.load(OBJECT) {
             Err(EbpfError::MapError(MapError::IncompatiblePinnedMap {
@@ -74,28 +97,41 @@ fn load_object(bpf_dir: &Path) -> Result<Ebpf, DatapathError> {
 }
 
 /// Loads every program and frees the parsed object.
-fn load_programs(mut ebpf: Ebpf, bpf_dir: &Path) -> Result<Programs, DatapathError> {
+fn load_programs(mut ebpf: Ebpf, bpf_dir: &Path) -> Result<(Programs, RawTracePoint), DatapathError> {
     let mut programs = Vec::with_capacity(Program::ALL.len());
     for &which in Program::ALL {
         let name = which.name();
-        let program = ebpf.program_mut(name).ok_or(DatapathError::Missing { kind: "program", name })?;
-        let program: &mut SchedClassifier = program.try_into().map_err(DatapathError::program(name, 0))?;
+        let program: &mut SchedClassifier = program_of(&mut ebpf, name)?;
         program.load().map_err(DatapathError::program(name, 0))?;
-        programs.push((which, taken_out(program, name, bpf_dir)?));
+        let taken = taken_out(name, bpf_dir, |pin| program.pin(pin), |pin| SchedClassifier::from_pin(pin))?;
+        programs.push((which, taken));
     }
-    Ok(programs)
+    let name = collect::PROGRAM;
+    let program: &mut RawTracePoint = program_of(&mut ebpf, name)?;
+    program.load().map_err(DatapathError::program(name, 0))?;
+    let collect = taken_out(name, bpf_dir, |pin| program.pin(pin), |pin| RawTracePoint::from_pin(pin))?;
+    Ok((programs, collect))
+}
+
+fn program_of<'a, T>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut T, DatapathError>
+where
+    &'a mut T: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    let program = ebpf.program_mut(name).ok_or(DatapathError::Missing { kind: "program", name })?;
+    program.try_into().map_err(DatapathError::program(name, 0))
 }
 
 /// The program without the object it came from, which holds a megabyte of parsed ELF. A pin is aya's only way there.
-fn taken_out(
-    program: &mut SchedClassifier,
+fn taken_out<T>(
     name: &'static str,
     bpf_dir: &Path,
-) -> Result<SchedClassifier, DatapathError> {
+    put: impl FnOnce(&Path) -> Result<(), PinError>,
+    take: impl FnOnce(&Path) -> Result<T, ProgramError>,
+) -> Result<T, DatapathError> {
     let pin = bpf_dir.join(format!("loading_{name}"));
     unpin(&pin)?;
-    program.pin(&pin).map_err(|source| DatapathError::Pin { path: pin.clone(), source })?;
-    let taken = SchedClassifier::from_pin(&pin).map_err(DatapathError::program(name, 0));
+    put(&pin).map_err(|source| DatapathError::Pin { path: pin.clone(), source })?;
+    let taken = take(&pin).map_err(DatapathError::program(name, 0));
     unpin(&pin)?;
     taken
 }

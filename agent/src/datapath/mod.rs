@@ -11,12 +11,14 @@
 
 mod attach;
 mod batch;
+mod collect;
 mod error;
-mod garbage;
 mod links;
 mod load;
 mod object;
+mod pressure;
 pub mod read;
+mod settings;
 mod tables;
 pub mod test_run;
 
@@ -30,10 +32,20 @@ use datapath_ebpf::{Ip, Program, maps::Endpoint};
 
 use self::{
     attach::Attachments,
+    collect::Collector,
+    load::Loaded,
     tables::Tables,
     test_run::{Packet, Ran},
 };
-pub use self::{attach::Role, error::DatapathError, garbage::GarbageStats};
+pub use datapath_ebpf::collect::{Cause, Collection};
+
+pub use self::{
+    attach::Role,
+    collect::{Eviction, Sweep, now},
+    error::DatapathError,
+    pressure::is_high,
+    settings::{Settings, timeouts},
+};
 use crate::core::Desired;
 
 /// What one call changed.
@@ -67,36 +79,63 @@ pub struct Datapath {
     bpf_dir: PathBuf,
     tables: Tables,
     attachments: Attachments,
-    /// Addresses whose pods are gone and whose flows are still to be forgotten.
-    leaving: BTreeSet<Ip>,
+    collector: Collector,
+    settings: Settings,
+    leaving: Leaving,
+}
+
+/// Addresses that are no endpoints any more and whose flows are still to be ended.
+#[derive(Debug, Default)]
+struct Leaving {
+    addresses: BTreeSet<Ip>,
+    /// The maps are equal to the desired state: what is no endpoint now is not just not one yet.
+    settled: bool,
+    /// Nobody knows what an earlier agent has left undone.
+    unknown: bool,
+}
+
+impl Leaving {
+    fn concerns(&self, ip: Ip) -> bool {
+        self.unknown || self.addresses.contains(&ip)
+    }
 }
 
 impl Datapath {
     /// Loads the object and adopts or makes the pinned maps under `bpf_dir`; attaches nothing.
-    pub fn open(bpf_dir: &Path) -> Result<Self, DatapathError> {
-        let (tables, programs) = load::load(bpf_dir)?;
+    pub fn open(bpf_dir: &Path, settings: &Settings) -> Result<Self, DatapathError> {
+        let Loaded { tables, programs, collector } = load::load(bpf_dir, settings)?;
         let attachments = Attachments::new(programs, links::directory(bpf_dir));
-        Ok(Self { bpf_dir: bpf_dir.to_owned(), tables, attachments, leaving: BTreeSet::new() })
+        let leaving = Leaving { unknown: true, ..Leaving::default() };
+        let settings = settings.clone();
+        Ok(Self { bpf_dir: bpf_dir.to_owned(), tables, attachments, collector, settings, leaving })
     }
 
     /// Makes the maps equal to `desired` by diff against what the kernel holds.
     pub fn apply(&mut self, desired: &Desired) -> Result<Changes, DatapathError> {
-        self.tables.apply(desired)
+        let applied = self.tables.apply(desired)?;
+        self.leaving.settled = true;
+        self.leaving.addresses.extend(applied.gone);
+        Ok(applied.changes)
     }
 
     /// Makes one address reachable. Flows of its former owner are gone before that.
     pub fn publish(&mut self, ip: Ip, endpoint: &Endpoint) -> Result<(), DatapathError> {
-        if self.leaving.contains(&ip) {
-            self.collect_garbage()?;
+        if self.leaving.concerns(ip) {
+            self.collect(Sweep::Owners, now())?;
         }
         self.tables.insert_endpoint(ip, endpoint)
     }
 
-    /// Makes one address unreachable at once; its flows are forgotten at the next collection, or before the address is
-    /// published again.
+    /// Makes one address unreachable at once. Its flows are still to be ended: by [`Datapath::collect`] with
+    /// [`Sweep::Owners`], or before the address is published again.
     pub fn withdraw(&mut self, ip: Ip) -> Result<(), DatapathError> {
-        self.leaving.insert(ip);
+        self.leaving.addresses.insert(ip);
         self.tables.remove_endpoint(ip)
+    }
+
+    /// Whether there are addresses that are no endpoints any more and may still have flows.
+    pub fn has_leavers(&self) -> bool {
+        self.leaving.settled && (self.leaving.unknown || !self.leaving.addresses.is_empty())
     }
 
     /// Attaches or atomically replaces the programs of one device.
@@ -126,11 +165,25 @@ impl Datapath {
         test_run::run(self.attachments.program(program)?, program, packet)
     }
 
-    /// Removes flows that have ended, and those of addresses that were withdrawn.
-    pub fn collect_garbage(&mut self) -> Result<GarbageStats, DatapathError> {
-        let stats = garbage::collect(&mut self.tables, &self.leaving)?;
-        self.leaving.clear();
-        Ok(stats)
+    /// Removes flows that have ended at `now` ([`now`]), and whatever else the sweep is for.
+    pub fn collect(&mut self, sweep: Sweep, now: u32) -> Result<Collection, DatapathError> {
+        // Before the maps are filled for the first time every owner would seem to be gone.
+        let sweep = if self.leaving.settled { sweep } else { Sweep::Idle };
+        let found = self.collector.sweep(sweep, now, &self.settings.timeouts)?;
+        if sweep >= Sweep::Owners {
+            self.leaving = Leaving { settled: true, ..Leaving::default() };
+        }
+        Ok(found)
+    }
+
+    /// Removes flows to make room for others.
+    pub fn evict(&mut self, eviction: &Eviction) -> Result<Collection, DatapathError> {
+        self.collector.evict(eviction, now())
+    }
+
+    /// Flows that stayed after the last collection, and how many there can be.
+    pub fn occupancy(&self) -> (u64, u32) {
+        self.collector.occupancy()
     }
 }
 

@@ -4,18 +4,18 @@ use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
 use aya::{
     Pod,
-    maps::{HashMap, LpmTrie, Map, MapData, MapInfo, PerCpuArray},
+    maps::{Array, HashMap, LpmTrie, Map, MapData, MapInfo, PerCpuArray},
 };
 use datapath_ebpf::{
     DropReason, Forward, Ip, Program,
-    flow::TICK_SHIFT,
+    flow::{TICK_SHIFT, TIMEOUTS},
     maps::{Counter, Endpoint, Flow, FlowKey, Reverse, Route},
     outcome::counter_index,
 };
 use ipnet::IpNet;
 
 use super::{
-    DatapathError, batch, garbage,
+    DatapathError, batch, collect,
     load::MAPS,
     tables::{entries, prefix_of_trie},
 };
@@ -115,14 +115,26 @@ pub fn routes(bpf_dir: &Path) -> Result<BTreeMap<IpNet, Route>, DatapathError> {
 pub fn flows(bpf_dir: &Path) -> Result<Vec<FlowRow>, DatapathError> {
     let mut flows: Vec<(FlowKey, Flow)> = hash_entries(bpf_dir, "conntrack")?;
     flows.sort_by_key(|(key, _)| *key);
-    let now = garbage::now();
+    let (now, timeouts) = (collect::now(), timeouts(bpf_dir)?);
     let row = |(key, flow): (FlowKey, Flow)| FlowRow {
         key,
         flow,
-        timeout_seconds: garbage::timeout(key.protocol, &flow).into(),
+        timeout_seconds: timeouts[flow.class(key.protocol) as usize].into(),
         idle_seconds: (u64::from(flow.idle(now)) << TICK_SHIFT) / 1_000_000_000,
     };
     Ok(flows.into_iter().map(row).collect())
+}
+
+/// `timeouts`: seconds by class, while there is no pressure.
+pub fn timeouts(bpf_dir: &Path) -> Result<[u32; TIMEOUTS], DatapathError> {
+    let failed = DatapathError::map("timeouts");
+    let map: Array<MapData, u32> =
+        Array::try_from(Map::Array(pinned(bpf_dir, "timeouts")?)).map_err(&failed)?;
+    let mut all = [0; TIMEOUTS];
+    for (class, seconds) in (0..).zip(&mut all) {
+        *seconds = map.get(&class, 0).map_err(&failed)?;
+    }
+    Ok(all)
 }
 
 /// `nat` as it is, sorted.

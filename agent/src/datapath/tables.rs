@@ -8,7 +8,8 @@ use aya::{
 };
 use datapath_ebpf::{
     Ip,
-    maps::{Endpoint, Flow, FlowKey, Node, Reverse, Route, Uplink},
+    flow::TIMEOUTS,
+    maps::{Endpoint, Node, Route, Uplink},
 };
 use ipnet::IpNet;
 
@@ -21,12 +22,17 @@ pub struct Tables {
     routes: LpmTrie<MapData, Ip, Route>,
     uplinks: HashMap<MapData, u32, Uplink>,
     node: Array<MapData, Node>,
-    /// Flows in their own direction.
-    pub conntrack: HashMap<MapData, FlowKey, Flow>,
-    /// Their ways back.
-    pub nat: HashMap<MapData, FlowKey, Reverse>,
+    timeouts: Array<MapData, u32>,
     /// The maps that only the programs and readers use, held to be pinned again.
     others: Vec<(&'static str, Map)>,
+}
+
+/// What [`Tables::apply`] did.
+pub struct Applied {
+    /// How much.
+    pub changes: Changes,
+    /// The addresses that are no endpoints any more.
+    pub gone: Vec<Ip>,
 }
 
 impl Tables {
@@ -37,12 +43,12 @@ impl Tables {
             routes: take(ebpf, "routes")?,
             uplinks: take(ebpf, "uplinks")?,
             node: take(ebpf, "node")?,
-            conntrack: take(ebpf, "conntrack")?,
-            nat: take(ebpf, "nat")?,
+            timeouts: take(ebpf, "timeouts")?,
             others: vec![
+                ("conntrack", take_any(ebpf, "conntrack")?),
+                ("nat", take_any(ebpf, "nat")?),
                 ("ports", take_any(ebpf, "ports")?),
                 ("claims", take_any(ebpf, "claims")?),
-                ("timeouts", take_any(ebpf, "timeouts")?),
                 ("fragments", take_any(ebpf, "fragments")?),
                 ("counters", take_any(ebpf, "counters")?),
             ],
@@ -51,7 +57,7 @@ impl Tables {
 
     /// Makes the maps equal to `desired`. What should not be reachable goes first; what newly should be comes last, when
     /// everything its packets need is there.
-    pub fn apply(&mut self, desired: &Desired) -> Result<Changes, DatapathError> {
+    pub fn apply(&mut self, desired: &Desired) -> Result<Applied, DatapathError> {
         let mut changes = Changes::default();
         let stale = self.stale_endpoints(desired)?;
         for ip in &stale {
@@ -67,7 +73,14 @@ impl Tables {
             self.insert_endpoint(*ip, endpoint)?;
             changes += change;
         }
-        Ok(changes)
+        Ok(Applied { changes, gone: stale })
+    }
+
+    /// Tells everyone how long flows may be idle.
+    pub fn set_timeouts(&mut self, seconds: &[u32; TIMEOUTS]) -> Result<(), DatapathError> {
+        (0..).zip(seconds).try_for_each(|(class, seconds)| {
+            self.timeouts.set(class, seconds, 0).map_err(DatapathError::map("timeouts"))
+        })
     }
 
     fn stale_endpoints(&self, desired: &Desired) -> Result<Vec<Ip>, DatapathError> {
@@ -143,13 +156,12 @@ impl Tables {
 
     /// Pins every map that is not pinned any more.
     pub fn repin(&self, bpf_dir: &Path) -> Result<(), DatapathError> {
-        let maps: [(&str, &MapData); 6] = [
+        let maps: [(&str, &MapData); 5] = [
             ("endpoints", self.endpoints.map()),
             ("routes", self.routes.map()),
             ("uplinks", self.uplinks.map()),
             ("node", self.node.map()),
-            ("conntrack", self.conntrack.map()),
-            ("nat", self.nat.map()),
+            ("timeouts", self.timeouts.map()),
         ];
         for (name, map) in maps {
             repin(&bpf_dir.join(name), |pin| map.pin(pin))?;
@@ -186,7 +198,11 @@ pub fn prefix_of_trie(length: u32, ip: Ip) -> Option<IpNet> {
     IpNet::new(IpAddr::from(ip), length).ok()
 }
 
-fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, DatapathError> {
+/// One of the object's maps, by its name.
+pub fn take<T: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, DatapathError> {
     take_any(ebpf, name)?.try_into().map_err(DatapathError::map(name))
 }
 

@@ -237,5 +237,7 @@ async fn withdraw(agent: &Agent, record: &Record) -> Result<(), CallError> {
     let withdraw = move |datapath: &mut Datapath| -> Result<(), DatapathError> {
         addresses.into_iter().try_for_each(|address| datapath.withdraw(address.into()))
     };
-    Ok(agent.datapath.run(withdraw).await??)
+    agent.datapath.run(withdraw).await??;
+    agent.leavers.notify_one();
+    Ok(())
 }

@@ -2,6 +2,8 @@
 
 use datapath_ebpf::{DropReason, Forward, Outcome, Program, maps::MARK_HANDLED};
 
+use hypha_agent::datapath::{Sweep, now};
+
 use super::{
     BOTH, Case, cases,
     forwarding::{transports, udp},
@@ -148,7 +150,7 @@ fn an_answer_to_a_pod_that_is_gone_is_dropped(node: &mut Node) {
     node.datapath.withdraw(node.at.pod.into()).unwrap();
     node.run(Program::FromUplink, &node.answered(&left)).dropped(DropReason::NoEndpoint);
     // With the flow gone too, it is no answer any more.
-    node.datapath.collect_garbage().unwrap();
+    node.datapath.collect(Sweep::Owners, now()).unwrap();
     assert_eq!(node.flow_count(), (0, 0));
     node.run(Program::FromUplink, &node.answered(&left)).left_to_the_stack();
 }

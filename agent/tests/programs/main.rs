@@ -9,6 +9,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod checksums;
+mod collector;
 mod forwarding;
 mod fragments;
 mod frames;
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         ("inbound", inbound::cases()),
         ("outbound", outbound::cases()),
         ("wrapping", wrapping::cases()),
+        ("collector", collector::cases()),
         ("properties", properties::cases()),
         ("malformed", malformed::cases()),
         ("model", model::cases()),

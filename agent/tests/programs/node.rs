@@ -14,7 +14,7 @@ use datapath_ebpf::{
 };
 use hypha_agent::{
     core::Desired,
-    datapath::{self, Datapath, read, test_run},
+    datapath::{self, Datapath, Settings, read, test_run},
 };
 use ipnet::IpNet;
 use nix::sched::{CloneFlags, unshare};
@@ -55,7 +55,7 @@ impl Node {
     fn new(family: Family) -> Self {
         let devices = make_devices();
         let bpf_dir = BpfDir::new();
-        let datapath = Datapath::open(&bpf_dir.path).unwrap();
+        let datapath = Datapath::open(&bpf_dir.path, &Settings::default()).unwrap();
         let desired = desired(&devices);
         let mut node = Self { family, at: addresses(family), devices, desired, datapath, bpf_dir };
         node.apply();
@@ -71,6 +71,12 @@ impl Node {
     /// Makes the maps equal to `desired`.
     pub fn apply(&mut self) {
         self.datapath.apply(&self.desired).unwrap();
+    }
+
+    /// Ends the agent and starts the next one, with other settings.
+    pub fn reopen(&mut self, settings: &Settings) {
+        self.datapath = Datapath::open(&self.bpf_dir.path, settings).unwrap();
+        self.apply();
     }
 
     /// Changes the uplink's entry.

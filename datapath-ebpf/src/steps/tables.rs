@@ -7,6 +7,7 @@ use aya_ebpf::{
 };
 use datapath_ebpf::{
     Ip,
+    collect::Collection,
     flow::TIMEOUTS,
     maps::{
         CLAIM_BUCKETS, CONNTRACK_MAX, COUNTERS_MAX, Counter, ENDPOINTS_MAX, Endpoint, FRAGMENTS_MAX, Flow,
@@ -42,6 +43,7 @@ pub static PORTS: HashMap<PoolKey, Pool, POOLS_MAX, ON_DEMAND> = HashMap::new();
 #[btf_map(name = "claims", pin_by_name)]
 pub static CLAIMS: PerCpuArray<u64, CLAIM_BUCKETS> = PerCpuArray::new();
 
+/// Read by the agent and the operator's commands: `collect` is told what applies.
 #[btf_map(name = "timeouts", pin_by_name)]
 pub static TIMEOUT_SECONDS: Array<u32, TIMEOUTS> = Array::new();
 
@@ -50,6 +52,10 @@ pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment, FRAGMENTS_MAX> = LruHash
 
 #[btf_map(name = "counters", pin_by_name)]
 pub static COUNTERS: PerCpuArray<Counter, COUNTERS_MAX> = PerCpuArray::new();
+
+/// What the last run of `collect` found. Not pinned: whoever loads the programs reads it.
+#[btf_map(name = "collection")]
+pub static COLLECTION: Array<Collection, 1> = Array::new();
 
 /// Who has this address on this node.
 #[inline(always)]

@@ -54,14 +54,14 @@ pub fn measure(object: &[u8]) -> anyhow::Result<Vec<Program>> {
 
     let mut programs = Vec::new();
     for (name, program) in &object.programs {
-        if !matches!(program.section, ProgramSection::SchedClassifier) {
-            bail!(
-                "program `{name}` is not a TC classifier: teach xtask's verifier view how to load its kind"
-            );
-        }
+        let kind = match program.section {
+            ProgramSection::SchedClassifier => bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS,
+            ProgramSection::RawTracePoint => bpf_prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT,
+            _ => bail!("program `{name}`: teach xtask's verifier view how to load its kind"),
+        };
         let function = object.functions.get(&program.function_key());
         let function = function.with_context(|| format!("the object has no code for program `{name}`"))?;
-        programs.push(load(name, &program.license, function, types.as_ref())?);
+        programs.push(load(name, kind, &program.license, function, types.as_ref())?);
     }
     programs.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(programs)
@@ -144,6 +144,7 @@ fn load_types(object: &mut Object) -> anyhow::Result<Option<OwnedFd>> {
 /// Loads one program and reads what the kernel noted about it.
 fn load(
     name: &str,
+    kind: bpf_prog_type,
     license: &CString,
     function: &Function,
     types: Option<&OwnedFd>,
@@ -153,7 +154,7 @@ fn load(
     let mut attributes = no_attributes();
     // SAFETY: every bit pattern is valid for the variant's integers.
     let request = unsafe { &mut attributes.__bindgen_anon_3 };
-    request.prog_type = bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS as u32;
+    request.prog_type = kind as u32;
     request.insns = function.instructions.as_ptr().expose_provenance() as u64;
     request.insn_cnt = u32::try_from(function.instructions.len())?;
     request.license = license.as_ptr().expose_provenance() as u64;

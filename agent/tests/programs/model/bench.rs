@@ -10,7 +10,7 @@ use datapath_ebpf::{
     Ip, Outcome, Program,
     maps::{Flow, FlowKey, Fragment, FragmentKey, Reverse},
 };
-use hypha_agent::datapath::test_run;
+use hypha_agent::datapath::{Sweep, now, test_run};
 
 use super::{
     compare::{self, Ran},
@@ -130,8 +130,8 @@ impl Play<'_, '_> {
             }
             Event::Wait(seconds) => self.jump(time::ticks(*seconds)),
             Event::Collect => {
-                let (now, _) =
-                    time::during(self.ahead, || self.bench.node.datapath.collect_garbage().unwrap());
+                let collect = || self.bench.node.datapath.collect(Sweep::Audit, now()).unwrap();
+                let (now, _) = time::during(self.ahead, collect);
                 let conntrack = &self.bench.conntrack;
                 self.model.collect(now, |key| conntrack.get(key, 0).is_ok());
             }

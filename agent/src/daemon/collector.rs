@@ -1,0 +1,85 @@
+//! Ends flows: at intervals, soon after an address has gone, and more often while there is little room.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::{agent::Agent, worker::WorkerGone};
+use crate::datapath::{Collection, Datapath, DatapathError, Sweep, is_high, now};
+
+/// How often flows that have ended are removed.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// The same while timeouts are shortened because there are many flows.
+const INTERVAL_CROWDED: Duration = Duration::from_secs(2);
+/// Every so many collections look for what should not be there at all.
+const AUDIT_EVERY: u32 = 6;
+/// How long to wait for more addresses to go: pods are often deleted in bursts.
+const BURST: Duration = Duration::from_millis(50);
+/// The share of the time that collections after deletions may take: one part in so many.
+const SHARE: u32 = 5;
+
+/// Ends what an earlier agent has left: flows of pods that it deleted last. Until then no address is given out.
+pub async fn first(agent: &Agent) {
+    collect(agent, Sweep::Audit).await;
+}
+
+/// Runs until `stop` says so.
+pub async fn run(agent: Arc<Agent>, stop: CancellationToken) {
+    let (mut round, mut walk, mut last) = (0_u32, Walk::default(), Instant::now());
+    loop {
+        let interval = if walk.crowded { INTERVAL_CROWDED } else { INTERVAL };
+        let sweep = tokio::select! {
+            () = sleep_until(last + interval) => {
+                round = round.wrapping_add(1);
+                if round.is_multiple_of(AUDIT_EVERY) { Sweep::Audit } else { Sweep::Idle }
+            }
+            () = agent.leavers.notified() => {
+                sleep(BURST.max((walk.took * SHARE).saturating_sub(last.elapsed()))).await;
+                Sweep::Owners
+            }
+            () = stop.cancelled() => return,
+        };
+        walk = collect(&agent, sweep).await;
+        last = Instant::now();
+    }
+}
+
+/// What a collection tells about the next one.
+#[derive(Clone, Copy, Debug, Default)]
+struct Walk {
+    took: Duration,
+    /// There are so many flows that they have to end sooner.
+    crowded: bool,
+}
+
+async fn collect(agent: &Agent, sweep: Sweep) -> Walk {
+    let timed = move |datapath: &mut Datapath| -> Result<_, DatapathError> {
+        // Nobody left, and nothing is due: another collection has seen to it meanwhile.
+        if sweep == Sweep::Owners && !datapath.has_leavers() {
+            return Ok(None);
+        }
+        let started = Instant::now();
+        let found = datapath.collect(sweep, now())?;
+        Ok(Some((found, started.elapsed(), datapath.occupancy())))
+    };
+    match agent.datapath.run(timed).await {
+        Ok(Ok(Some((found, took, (flows, max))))) => {
+            agent.metrics.collected(&found, took, max);
+            report(sweep, &found, took);
+            return Walk { took, crowded: is_high(flows, max) };
+        }
+        Ok(Err(error)) => warn!(%error, "cannot collect flows that have ended"),
+        Ok(Ok(None)) | Err(WorkerGone) => {}
+    }
+    Walk::default()
+}
+
+fn report(sweep: Sweep, found: &Collection, took: Duration) {
+    let (seen, ended, us) = (found.seen, found.removed(), took.as_micros());
+    debug!(?sweep, seen, ended, us, "collected flows that have ended");
+    if found.halves() > 0 {
+        info!(flows = found.halves(), "removed halves of flows, whose other half was gone");
+    }
+}

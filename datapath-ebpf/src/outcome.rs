@@ -113,6 +113,8 @@ numbered! {
         ExtensionHeaders = 40 => "extension-headers",
         /// The tunnel's key could not be set.
         TunnelKey = 41 => "tunnel-key",
+        /// A pod's ICMP error that is not about a packet of any flow known of.
+        RelatedUnknown = 43 => "related-unknown",
     }
 }
 

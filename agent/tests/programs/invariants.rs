@@ -6,7 +6,7 @@ use datapath_ebpf::{
     DropReason, Forward, Ip, Program,
     maps::{Flow, RouteKind},
 };
-use hypha_agent::datapath::read;
+use hypha_agent::datapath::read::{self, FlowRow};
 
 use super::{
     checksums,
@@ -80,8 +80,8 @@ fn lack(frame: &[u8]) -> Option<u64> {
     Some((covers + sums::sum(&frame[header.transport..end])) % 0xffff)
 }
 
-/// A packet with a pod's source address leaves only for an exempt prefix, or in a flow that the world has opened. (Of ICMP nothing is
-/// kept that could tell.)
+/// A packet with a pod's source address leaves only for an exempt prefix, or in a flow that the world has opened. (Of echo
+/// requests from the world nothing is kept that could tell their replies.)
 fn no_pod_leaks(node: &Node, run: &Run, outcome: &str) -> Result<(), String> {
     let v4 = run.frame[12..14] == [8, 0];
     let Ok(header) = packet::fixed(&run.frame, v4, ETHERNET).and_then(|h| packet::locate(&run.frame, h))
@@ -100,14 +100,18 @@ fn no_pod_leaks(node: &Node, run: &Run, outcome: &str) -> Result<(), String> {
         .iter()
         .any(|(prefix, route)| prefix.contains(&dst) && route.kind == RouteKind::Exempt as u8);
     let icmp = matches!(header.protocol, packet::ICMP | packet::ICMPV6);
-    if exempt || icmp {
+    let echo_reply = icmp && run.frame.get(header.transport) == Some(if v4 { &0 } else { &129 });
+    if exempt || echo_reply || icmp && header.is_later_fragment() {
         return Ok(());
     }
-    let flows = read::flows(node.bpf_dir()).unwrap();
-    let ends = (header.src, header.dst, header.protocol);
-    let inbound = flows.iter().any(|row| {
-        (row.key.src, row.key.dst, row.key.protocol) == ends && row.flow.flags & Flow::INBOUND != 0
-    });
+    // An error is about a flow of any protocol; a later fragment of IPv6 need not say what its first one is.
+    let any = icmp || !v4 && header.is_later_fragment();
+    let is_inbound = |row: &FlowRow| {
+        (row.key.src, row.key.dst) == (header.src, header.dst)
+            && (any || row.key.protocol == header.protocol)
+            && row.flow.flags & Flow::INBOUND != 0
+    };
+    let inbound = read::flows(node.bpf_dir()).unwrap().iter().any(is_inbound);
     check!(inbound, "{} leaves for {dst}, which has opened nothing", header.src);
     Ok(())
 }

@@ -178,31 +178,35 @@ fn a_pod_speaks_about_its_own_flows_only(node: &mut Node) {
     let sent = datagram(node, 1000);
     let left = goes_out(node, &sent, None);
     let (error, _) = about_the_answer(node, UNREACHABLE, &sent, &left);
-    // Not about the neighbour's, not to anybody, and nothing about a request that it got: that was not translated.
+    // Not about the neighbour's, not to anybody, and nothing about a request that it got: of that nothing is known.
     let neighbours = Packet { src: node.at.neighbour, mac_src: NEIGHBOUR_MAC, ..error.clone() };
     let run = node.run(Program::FromPod, super::run::Input::from(&neighbours).on(node.devices.neighbour));
-    run.forwarded(Forward::World, &neighbours.hop());
+    run.dropped(DropReason::RelatedUnknown);
     let astray = Packet { dst: hop(node), ..error };
-    node.run(Program::FromPod, &astray).forwarded(Forward::World, &astray.hop());
+    node.run(Program::FromPod, &astray).dropped(DropReason::RelatedUnknown);
 
     let asked = node.pod_sends(node.at.world, Body::Echo { reply: false, id: 700, data: vec![1; 16] });
     let left = goes_out(node, &asked, Some(700));
     let request = Packet { body: asked.body.clone(), ..node.answered(&left) };
     let (error, _) = about_the_answer(node, UNREACHABLE, &asked, &left);
     let body = Body::Error { kind: UNREACHABLE, quote: request.to(node.at.pod, 700).quote(8) };
-    let error = Packet { body, ..error };
-    node.run(Program::FromPod, &error).forwarded(Forward::World, &error.hop());
+    node.run(Program::FromPod, &Packet { body, ..error }).dropped(DropReason::RelatedUnknown);
 }
 
 fn a_pods_error_about_what_the_world_opened_keeps_its_address(node: &mut Node) {
     let opened = node.router_sends(node.at.world, node.at.pod, datagram(node, 999).body);
     let delivered = node.delivered(&opened);
     node.run(Program::FromUplink, &opened).forwarded(Forward::Pod, &delivered);
+    let error = |node: &Node, about: &Packet, quoted| {
+        node.pod_sends(node.at.world, Body::Error { kind: UNREACHABLE, quote: about.quote(quoted) })
+    };
+    let about_it = error(node, &delivered, 8);
+    node.run(Program::FromPod, &about_it).forwarded(Forward::World, &about_it.hop());
+    // About anything else, or nothing that can be told, the pod's address has no business outside.
     let unknown = delivered.clone().from(node.at.world, 1);
-    for about in [delivered, unknown] {
-        let body = Body::Error { kind: UNREACHABLE, quote: about.quote(8) };
-        let error = node.pod_sends(node.at.world, body);
-        node.run(Program::FromPod, &error).forwarded(Forward::World, &error.hop());
+    for (about, quoted) in [(unknown, 8), (delivered, 3)] {
+        let error = error(node, &about, quoted);
+        node.run(Program::FromPod, &error).dropped(DropReason::RelatedUnknown);
     }
 }
 

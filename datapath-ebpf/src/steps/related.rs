@@ -36,14 +36,17 @@ pub fn to_owner<F: Family>(skb: Skb, scratch: &Scratch) -> Result<(), DropReason
     translate::<F>(skb, scratch, End::Destination)
 }
 
-/// An error of a pod's about a packet from the world. One about a flow that is not translated (or not known) passes as it is.
+/// An error of a pod's about a packet from the world. One about a flow that the world has opened leaves as it is; one about nothing
+/// known has no business outside (RFC 5508, section 4.2.2).
 #[inline(never)]
 pub fn from_pod<F: Family>(skb: Skb, scratch: &mut Scratch) -> Verdict {
     if scratch.transport.fragmented {
         return Err(DropReason::UnknownProtocol);
     }
-    if !find_flow::<F>(skb, scratch) {
-        return Ok(Forward::World);
+    match find_flow::<F>(skb, scratch) {
+        About::Translated => {}
+        About::Untranslated => return Ok(Forward::World),
+        About::Nothing => return Err(DropReason::RelatedUnknown),
     }
     translate::<F>(skb, scratch, End::Source)?;
     Ok(Forward::RelatedError)
@@ -52,24 +55,35 @@ pub fn from_pod<F: Family>(skb: Skb, scratch: &mut Scratch) -> Verdict {
 /// An error of the host's own about a packet of a flow that was given another port.
 #[inline(never)]
 pub fn from_host<F: Family>(skb: Skb, scratch: &mut Scratch) -> Verdict {
-    if scratch.transport.fragmented || !find_flow::<F>(skb, scratch) {
+    if scratch.transport.fragmented || find_flow::<F>(skb, scratch) != About::Translated {
         return Ok(Forward::Stack);
     }
     translate::<F>(skb, scratch, End::Source)?;
     Ok(Forward::RelatedError)
 }
 
-/// Whether the quoted packet is of a translated flow of the error's sender.
+/// What an owner's error is about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum About {
+    /// A packet of a flow of the owner's that is translated.
+    Translated,
+    /// One of a flow that is not.
+    Untranslated,
+    /// Neither.
+    Nothing,
+}
+
+/// Which flow of the error's sender the quoted packet is of.
 #[inline(always)]
-fn find_flow<F: Family>(skb: Skb, scratch: &mut Scratch) -> bool {
+fn find_flow<F: Family>(skb: Skb, scratch: &mut Scratch) -> About {
     if !quote::read::<F>(skb, scratch, Sender::Owner) {
-        return false;
+        return About::Nothing;
     }
     // SAFETY: copied at once.
-    let Some(flow) = (unsafe { CONNTRACK.get(&scratch.key) }) else { return false };
+    let Some(flow) = (unsafe { CONNTRACK.get(&scratch.key) }) else { return About::Nothing };
     (scratch.quote.address, scratch.quote.port) = (flow.nat_address, flow.nat_port);
-    !flow.is_inbound()
-        && (scratch.quote.port != scratch.key.src_port || scratch.quote.address != scratch.key.src)
+    let same = scratch.quote.port == scratch.key.src_port && scratch.quote.address == scratch.key.src;
+    if same || flow.is_inbound() { About::Untranslated } else { About::Translated }
 }
 
 /// One end of the error itself, and the other end of the packet that it quotes.

@@ -69,32 +69,30 @@ pub fn inbound(model: &mut Model, frame: &[u8], error: &Packet) -> Verdict {
 }
 
 /// From a pod about what it has received from the world.
-pub fn outbound(model: &mut Model, frame: &[u8], error: &Packet) -> Verdict {
+pub fn outbound(model: &Model, frame: &[u8], error: &Packet) -> Verdict {
     if error.header.fragment.is_some() {
         return Err(DropReason::UnknownProtocol.into());
     }
-    owners(model, frame, error, Forward::World)
+    owners(model, frame, error).ok_or(DropReason::RelatedUnknown.into())
 }
 
 /// From the host itself about what it has received from the world.
-pub fn hosts(model: &mut Model, frame: &[u8], error: &Packet) -> Verdict {
-    owners(model, frame, error, Forward::Stack)
+pub fn hosts(model: &Model, frame: &[u8], error: &Packet) -> Verdict {
+    let translated = owners(model, frame, error).filter(|(forward, _)| *forward == Forward::RelatedError);
+    Ok(translated.unwrap_or((Forward::Stack, frame.to_vec())))
 }
 
-/// From the owner of a flow; what is not translated goes `otherwise`.
-fn owners(model: &mut Model, frame: &[u8], error: &Packet, otherwise: Forward) -> Verdict {
-    let untouched = Ok((otherwise, frame.to_vec()));
-    let Some(quote) = quote(frame, &error.header, Sender::Owner) else { return untouched };
+/// From the owner of a flow, which may be one that is not translated; `None` if it is about no flow known.
+fn owners(model: &Model, frame: &[u8], error: &Packet) -> Option<(Forward, Vec<u8>)> {
+    let quote = quote(frame, &error.header, Sender::Owner)?;
     let about = key(quote.header.src, quote.header.dst, quote.ports, quote.header.protocol);
-    let Some(nat) = model.conntrack.get(&about.reversed()).and_then(|flow| flow.nat) else {
-        return untouched;
-    };
-    if nat == (quote.header.dst, quote.ports.1) {
-        return untouched;
-    }
+    let flow = model.conntrack.get(&about.reversed())?;
     let mut frame = frame.to_vec();
+    let Some(nat) = flow.nat.filter(|nat| *nat != (quote.header.dst, quote.ports.1)) else {
+        return Some((Forward::World, frame));
+    };
     translate(&model.rules, &mut frame, &error.header, &quote.header, Side::Destination, nat);
-    Ok((Forward::RelatedError, frame))
+    Some((Forward::RelatedError, frame))
 }
 
 /// Replaces one end of the quoted packet, and the other end of the error itself by the same address.

@@ -92,12 +92,8 @@ fn shot(random: &mut Random, flows: &[Shot], remotes: usize) -> Shot {
         Content::Echo { .. } => echo(random, matches!(shot.way, Way::Back | Way::In)),
         other => other.clone(),
     };
-    if random.once_in(6) && matches!(shot.content, Content::Tcp { .. } | Content::Sctp) {
+    if random.once_in(6) {
         shot.content = error(random, &shot.content);
-        return shot;
-    }
-    if shot.way == Way::In && shot.content == Content::Sctp {
-        shot.way = Way::Back;
     }
     if random.once_in(5) {
         shot.quirks = quirks(random);

@@ -10,7 +10,7 @@ use datapath_ebpf::{
     Ip, Outcome, Program,
     maps::{Flow, FlowKey, Fragment, FragmentKey, Reverse},
 };
-use hypha_agent::datapath::{Sweep, now, test_run};
+use hypha_agent::datapath::{Settings, Sweep, now, test_run};
 
 use super::{
     compare::{self, Ran},
@@ -48,6 +48,8 @@ pub struct Bench<'a> {
 
 impl<'a> Bench<'a> {
     pub fn new(node: &'a mut Node) -> Self {
+        // Maps of the usual size take longer to be walked than a sequence to be played.
+        node.reopen(&Settings { conntrack_max: 1024, ..Settings::default() });
         let open = |name| Map::HashMap(MapData::from_pin(node.bpf_dir().join(name)).unwrap());
         let fragments = Map::LruHashMap(MapData::from_pin(node.bpf_dir().join("fragments")).unwrap());
         let tally = Tally::new(node.bpf_dir());

@@ -1,7 +1,7 @@
 //! What ICMP errors quote, in all lengths and shapes: whoever gets an error finds the very packet that it has sent, every checksum
 //! right, as far as it is quoted.
 
-use datapath_ebpf::{Forward, Program};
+use datapath_ebpf::{DropReason, Forward, Program};
 
 use super::{
     BOTH, Case, cases,
@@ -132,7 +132,7 @@ fn quotes_that_end_before_the_ports_are_unknown(node: &mut Node) {
             let answer = node.answered(&left).hop().to(sent.src, sent.src_port());
             let body = Body::Error { kind: KIND, quote: start(&answer, length) };
             let error = node.pod_sends(node.at.world, body);
-            node.run(Program::FromPod, &error).forwarded(Forward::World, &error.hop());
+            node.run(Program::FromPod, &error).dropped(DropReason::RelatedUnknown);
         }
     }
 }
@@ -208,7 +208,7 @@ fn a_quoted_later_fragment_is_unknown(node: &mut Node) {
     let answer = node.answered(&left).to(node.at.pod, 40_000);
     let body = Body::Error { kind: KIND, quote: start(&answer.part(9, 64..108), usize::MAX) };
     let error = node.pod_sends(node.at.world, body);
-    node.run(Program::FromPod, &error).forwarded(Forward::World, &error.hop());
+    node.run(Program::FromPod, &error).dropped(DropReason::RelatedUnknown);
 }
 
 /// An MPLS label stack (RFC 4950), as routers send it to whoever traces a route.

@@ -7,6 +7,7 @@ mod lifecycle;
 mod masquerade;
 mod nodes;
 mod operator;
+mod pairs;
 mod path;
 mod payloads;
 mod plain;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         policy_file::scenarios(),
         addresses::scenarios(),
         ports::scenarios(),
+        pairs::scenarios(),
         tcp::scenarios(),
         spoofing::scenarios(),
         verbs::scenarios(),

@@ -1,12 +1,20 @@
-//! Whom new flows appear as on nodes with several addresses and uplinks, and when these change.
+//! Whom new flows appear as on nodes with several addresses and uplinks, and what becomes of flows whose address goes.
 
-use std::{fs, net::IpAddr, time::Duration};
+use std::{
+    fs,
+    io::{ErrorKind, Read, Write},
+    net::{IpAddr, TcpStream, UdpSocket},
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use datapath_ebpf::maps::Endpoint;
 use hypha_lab::{
-    Family, Lab, LabSpec, Node, Pod, Protocol, Routing, Station, maps::Maps, netns::Netns, poll, shell,
-    traffic::exchange,
+    Family, Lab, LabSpec, Node, Pod, Protocol, Routing, Station,
+    maps::Maps,
+    netns::Netns,
+    poll, shell,
+    traffic::{exchange, socket},
 };
 use libtest_mimic::Trial;
 use serde_json::Value;
@@ -25,6 +33,7 @@ pub fn scenarios() -> Vec<Trial> {
         scenario_without_start("addresses::every_uplink_has_its_own", two(), two_uplinks),
         scenario("addresses::new_addresses_are_known_soon", spec(), known_soon),
         scenario("addresses::a_replaced_address_is_followed", LabSpec::nodes(2, Routing::Native), replaced),
+        scenario("addresses::flows_of_an_address_end_with_it", spec(), flows_end),
     ]
 }
 
@@ -234,4 +243,95 @@ fn replaced(lab: &mut Lab) -> Result<()> {
         })?;
     }
     lab.nodes().iter().try_for_each(|node| ensure_no_refusal(node))
+}
+
+/// Connections end with an error instead of hanging, datagrams go on from the new address.
+fn flows_end(lab: &mut Lab) -> Result<()> {
+    let node = lab.node(0);
+    let a = node.add_pod("a")?;
+    let mut connections = Vec::new();
+    let mut datagrams = Vec::new();
+    for family in Family::BOTH {
+        connections.push((family, Connection::open(&a, lab.world(), family)?));
+        datagrams.push((family, Exchange::open(&a, lab.world(), family)?));
+    }
+    for (family, exchange) in &datagrams {
+        ensure!(exchange.once()? == node.address(*family), "{family}: not the node's address at first");
+    }
+    let next = replace_addresses(node)?;
+    let mut checks = Checks::default();
+    for ((family, exchange), next) in datagrams.iter().zip(next) {
+        let follows = poll::eventually("datagrams come from the new address", SOON, || {
+            let seen = exchange.once()?;
+            ensure!(seen == next, "they still come from {seen}");
+            Ok(())
+        });
+        checks.note(&format!("{family} UDP"), follows);
+    }
+    for (family, connection) in &mut connections {
+        checks.note(&format!("{family} TCP"), connection.ends());
+    }
+    checks.finish()
+}
+
+/// A TCP connection from a pod to the world.
+struct Connection {
+    pod: TcpStream,
+    /// Open until the end: it is not the world that closes.
+    _world: TcpStream,
+}
+
+impl Connection {
+    fn open(pod: &Pod, world: &dyn Station, family: Family) -> Result<Self> {
+        let listener = socket::tcp_listener(world.netns(), world.address(family))?;
+        let mut client = socket::tcp_connect(pod.netns(), listener.local_addr()?)?;
+        let (mut server, _) = socket::tcp_accept(&listener)?;
+        client.write_all(b"hello")?;
+        server.read_exact(&mut [0; 5]).context("the connection carries nothing")?;
+        client.set_nodelay(true)?;
+        Ok(Self { pod: client, _world: server })
+    }
+
+    /// Writes until the connection is reset. A connection that hangs takes everything and says nothing.
+    fn ends(&mut self) -> Result<()> {
+        let start = Instant::now();
+        while start.elapsed() < SOON {
+            match self.pod.write_all(b"still there?") {
+                Ok(()) => std::thread::sleep(Duration::from_millis(50)),
+                Err(error) if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => {
+                    return Ok(());
+                }
+                Err(error) => return Err(error).context("an unexpected end"),
+            }
+        }
+        bail!("no error within {SOON:?}")
+    }
+}
+
+/// One UDP socket of a pod, and one of the world that echoes.
+struct Exchange {
+    pod: UdpSocket,
+    world: UdpSocket,
+}
+
+impl Exchange {
+    fn open(pod: &Pod, world: &dyn Station, family: Family) -> Result<Self> {
+        let server = socket::udp(world.netns(), world.address(family))?;
+        let client = socket::udp(pod.netns(), family.unspecified())?;
+        client.connect(server.local_addr()?)?;
+        for socket in [&client, &server] {
+            socket.set_read_timeout(Some(Duration::from_millis(300)))?;
+        }
+        Ok(Self { pod: client, world: server })
+    }
+
+    /// One datagram there and back; returns whom the world saw.
+    fn once(&self) -> Result<IpAddr> {
+        self.pod.send(b"ping")?;
+        let mut buffer = [0; 16];
+        let (_, peer) = socket::retry(|| self.world.recv_from(&mut buffer)).context("nothing arrived")?;
+        self.world.send_to(b"pong", peer).context("no way back")?;
+        socket::retry(|| self.pod.recv(&mut buffer)).context("no answer came")?;
+        Ok(peer.ip())
+    }
 }

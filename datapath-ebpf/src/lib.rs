@@ -9,6 +9,7 @@
 pub mod addr;
 pub mod checksum;
 pub mod collect;
+pub mod event;
 pub mod flow;
 pub mod maps;
 pub mod outcome;

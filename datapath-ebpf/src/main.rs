@@ -28,7 +28,7 @@ mod entry {
 
     use crate::{
         programs,
-        steps::{Verdict, counters, skb::Skb},
+        steps::{Verdict, counters, events, skb::Skb},
     };
 
     #[classifier]
@@ -75,7 +75,10 @@ mod entry {
         let (number, verdict) = match handle(skb) {
             Ok(forward @ (Forward::Stack | Forward::Handled)) => (forward as u8, TCX_NEXT),
             Ok(forward) => (forward as u8, if egress { TCX_NEXT } else { TCX_REDIRECT }),
-            Err(reason) => (reason as u8, TCX_DROP),
+            Err(reason) => {
+                events::dropped(skb, program, reason);
+                (reason as u8, TCX_DROP)
+            }
         };
         counters::count(program, number, length);
         verdict

@@ -10,7 +10,10 @@ use datapath_ebpf::maps::{
     Counter, Direction, Endpoint, Flow, FlowKey, Fragment, FragmentKey, LAYOUT, Node, Pool, PoolKey, Prefix,
     Reverse, Route, Uplink,
 };
-use datapath_ebpf::{Ip, Mac, Port};
+use datapath_ebpf::{
+    Ip, Mac, Port,
+    event::{Event, Told},
+};
 
 /// Describes a type by offset and size of its fields, and checks that the list names them all.
 macro_rules! layout {
@@ -56,5 +59,23 @@ fn layouts_are_those_of_the_version_they_claim() {
     layout!(text, FragmentKey { src, dst, id, protocol, reserved });
     layout!(text, Fragment { address });
     layout!(text, Counter { packets, bytes });
+    layout!(
+        text,
+        Event {
+            time,
+            src,
+            dst,
+            ifindex,
+            length,
+            src_port,
+            dst_port,
+            ether_type,
+            program,
+            reason,
+            protocol,
+            reserved
+        }
+    );
+    layout!(text, Told { window, used, suppressed, lost });
     insta::assert_snapshot!(text);
 }

@@ -9,7 +9,7 @@ use hypha_cni::queue::Queue;
 use ipnet::IpNet;
 use tokio::sync::{Notify, RwLock};
 
-use super::{Config, expedite::Expedite, metrics::Metrics, worker::Worker};
+use super::{Config, drops::Channels, expedite::Expedite, metrics::Metrics, worker::Worker};
 use crate::{
     core::choice::Choice,
     netlink::{Netlink, PodWiring},
@@ -35,6 +35,8 @@ pub struct Agent {
     /// Read-held while a call wires or unwires a pod, write-held while a reconciliation compares pods with the kernel:
     /// what it finds is either wanted or on nobody's way.
     pub wiring: RwLock<()>,
+    /// Where news about drops go.
+    pub channels: Channels,
     /// Addresses have gone whose flows are still to be ended.
     pub leavers: Notify,
     ledger: Mutex<Ledger>,
@@ -82,7 +84,13 @@ impl Default for View {
 
 impl Agent {
     /// Puts the parts together.
-    pub fn new(config: Config, netlink: Netlink, datapath: Worker, ledger: Ledger) -> Self {
+    pub fn new(
+        config: Config,
+        netlink: Netlink,
+        datapath: Worker,
+        ledger: Ledger,
+        channels: Channels,
+    ) -> Self {
         let queue = Queue::new(&config.run_dir);
         let expedite = Expedite::new(&config.run_dir, config.expedite_rcu);
         Self {
@@ -93,6 +101,7 @@ impl Agent {
             expedite,
             metrics: Metrics::default(),
             wiring: RwLock::new(()),
+            channels,
             leavers: Notify::new(),
             ledger: Mutex::new(ledger),
             view: Mutex::default(),

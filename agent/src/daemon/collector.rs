@@ -1,13 +1,16 @@
 //! Ends flows: at intervals, soon after an address has gone, and more often while there is little room.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{agent::Agent, worker::WorkerGone};
-use crate::datapath::{Collection, Datapath, DatapathError, Sweep, is_high, now};
+use crate::datapath::{Cause, Collection, Datapath, DatapathError, Shortage, Sweep, is_high, now};
 
 /// How often flows that have ended are removed.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -17,6 +20,8 @@ const INTERVAL_CROWDED: Duration = Duration::from_secs(2);
 const AUDIT_EVERY: u32 = 6;
 /// How long to wait for more addresses to go: pods are often deleted in bursts.
 const BURST: Duration = Duration::from_millis(50);
+/// The shortest time between two emergencies: what a flood opens has to be idle for a second before it can go.
+const EMERGENCY_GAP: Duration = Duration::from_secs(1);
 /// The share of the time that collections after deletions may take: one part in so many.
 const SHARE: u32 = 5;
 
@@ -26,8 +31,9 @@ pub async fn first(agent: &Agent) {
 }
 
 /// Runs until `stop` says so.
-pub async fn run(agent: Arc<Agent>, stop: CancellationToken) {
+pub async fn run(agent: Arc<Agent>, mut shortages: mpsc::Receiver<Shortage>, stop: CancellationToken) {
     let (mut round, mut walk, mut last) = (0_u32, Walk::default(), Instant::now());
+    let mut emergency = last;
     loop {
         let interval = if walk.crowded { INTERVAL_CROWDED } else { INTERVAL };
         let sweep = tokio::select! {
@@ -39,11 +45,45 @@ pub async fn run(agent: Arc<Agent>, stop: CancellationToken) {
                 sleep(BURST.max((walk.took * SHARE).saturating_sub(last.elapsed()))).await;
                 Sweep::Owners
             }
+            Some(shortage) = next(&mut shortages, emergency + EMERGENCY_GAP) => {
+                make_room(&agent, shortage, &mut shortages).await;
+                emergency = Instant::now();
+                continue;
+            }
             () = stop.cancelled() => return,
         };
         walk = collect(&agent, sweep).await;
         last = Instant::now();
     }
+}
+
+/// The next shortage, not before `earliest`.
+async fn next(shortages: &mut mpsc::Receiver<Shortage>, earliest: Instant) -> Option<Shortage> {
+    sleep_until(earliest).await;
+    shortages.recv().await
+}
+
+/// An emergency: packets are dropped because there is no room.
+async fn make_room(agent: &Agent, first: Shortage, more: &mut mpsc::Receiver<Shortage>) {
+    let mut all = BTreeSet::from([first]);
+    while let Ok(shortage) = more.try_recv() {
+        all.insert(shortage);
+    }
+    let made = agent.datapath.run(move |datapath| -> Result<_, DatapathError> {
+        let walks: Result<Vec<_>, _> = all.into_iter().map(|shortage| datapath.make_room(shortage)).collect();
+        Ok((walks?, datapath.occupancy()))
+    });
+    match made.await {
+        Ok(Ok((walks, (flows, max)))) => {
+            let evicted: u64 = walks.iter().flatten().map(|found| found.ended_by(Cause::Evicted)).sum();
+            walks.iter().flatten().for_each(|found| agent.metrics.count_ended(found));
+            info!(evicted, flows, max, "made room for new flows");
+        }
+        Ok(Err(error)) => warn!(%error, "cannot make room for new flows"),
+        Err(WorkerGone) => {}
+    }
+    // What was reported meanwhile may be over by now.
+    while more.try_recv().is_ok() {}
 }
 
 /// What a collection tells about the next one.

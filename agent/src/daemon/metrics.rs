@@ -3,7 +3,7 @@
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use datapath_ebpf::flow::Class;
+use datapath_ebpf::{DropReason, flow::Class, maps::CLAIM_BUCKETS};
 use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -14,8 +14,8 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet, text::encode},
+    metrics::{MetricType, counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 use tokio::net::TcpListener;
@@ -73,6 +73,13 @@ pub struct ClassLabel {
     pub class: &'static str,
 }
 
+/// Label of why a packet was dropped.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ReasonLabel {
+    /// The reason's name.
+    pub reason: &'static str,
+}
+
 /// Labels of what became of packets.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct OutcomeLabels {
@@ -110,6 +117,8 @@ pub struct Metrics {
     pub conntrack_max: Gauge,
     /// Duration of collections in seconds.
     pub collections: Histogram,
+    /// Drops that programs told about.
+    pub events: Family<ReasonLabel, Counter>,
 }
 
 /// From an almost empty map to one of millions.
@@ -135,6 +144,7 @@ impl Default for Metrics {
             nat_entries: Gauge::default(),
             conntrack_max: Gauge::default(),
             collections: collection_buckets(),
+            events: Family::default(),
         }
     }
 }
@@ -153,10 +163,7 @@ impl Metrics {
 
     /// Notes what a collection found.
     pub fn collected(&self, found: &Collection, took: Duration, max: u32) {
-        for (cause, class, flows) in found.endings().filter(|(_, _, flows)| *flows > 0) {
-            let labels = EndedLabels { cause: cause.name(), class: class.name() };
-            self.ended.get_or_create(&labels).inc_by(flows);
-        }
+        self.count_ended(found);
         for class in Class::ALL {
             let label = ClassLabel { class: class.name() };
             self.entries.get_or_create(&label).set(found.entries[class as usize].cast_signed());
@@ -165,6 +172,19 @@ impl Metrics {
         self.nat_entries.set(found.translated.cast_signed());
         self.conntrack_max.set(max.into());
         self.collections.observe(took.as_secs_f64());
+    }
+
+    /// Counts the flows that a walk has ended.
+    pub fn count_ended(&self, found: &Collection) {
+        for (cause, class, flows) in found.endings().filter(|(_, _, flows)| *flows > 0) {
+            let labels = EndedLabels { cause: cause.name(), class: class.name() };
+            self.ended.get_or_create(&labels).inc_by(flows);
+        }
+    }
+
+    /// Counts a drop that a program has told about.
+    pub fn told(&self, reason: DropReason) {
+        self.events.get_or_create(&ReasonLabel { reason: reason.name() }).inc();
     }
 
     /// Counts what a reconciliation changed.
@@ -204,6 +224,8 @@ fn render(agent: &Agent) -> Result<String, std::fmt::Error> {
     registry.register("ipam_capacity", "Addresses of a pod prefix", capacity);
     registry.register("ipam_used", "Addresses of a pod prefix that pods hold", used);
     add_packets(agent, &mut registry);
+    add_events(agent, &mut registry);
+    add_claims(agent, &mut registry);
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
@@ -237,6 +259,60 @@ fn add_packets(agent: &Agent, registry: &mut Registry) {
     }
     registry.register("packets", "Packets by program and what became of them", packets);
     registry.register("bytes", "Bytes by program and what became of them", bytes);
+}
+
+/// What programs told about drops, and what they could not.
+fn add_events(agent: &Agent, registry: &mut Registry) {
+    let (suppressed, lost) =
+        (Family::<ReasonLabel, Counter>::default(), Family::<ReasonLabel, Counter>::default());
+    let rows = read::untold(&agent.config.bpf_dir).unwrap_or_else(|error| {
+        warn!(error = with_causes(&error), "cannot read what programs could not tell");
+        Vec::new()
+    });
+    for row in rows {
+        let label = ReasonLabel { reason: row.reason };
+        suppressed.get_or_create(&label).inc_by(row.suppressed);
+        lost.get_or_create(&label).inc_by(row.lost);
+    }
+    registry.register("events", "Drops that programs told about", agent.metrics.events.clone());
+    registry.register("events_suppressed", "Drops not told about, because there were too many", suppressed);
+    registry.register("events_lost", "Drops not told about, because nobody read what was told", lost);
+}
+
+/// How many ports had to be tried.
+fn add_claims(agent: &Agent, registry: &mut Registry) {
+    match read::claims(&agent.config.bpf_dir) {
+        Ok(claims) => {
+            let help = "Ports that were tried until one was free, per claim of a masquerade port";
+            registry.register("masquerade_claim_tries", help, ClaimTries { claims });
+        }
+        Err(error) => warn!(error = with_causes(&error), "cannot read how many ports were tried"),
+    }
+}
+
+/// The programs' histogram, as Prometheus has it.
+#[derive(Debug)]
+struct ClaimTries {
+    claims: [u64; CLAIM_BUCKETS],
+}
+
+impl EncodeMetric for ClaimTries {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> std::fmt::Result {
+        let bound = |bucket: usize| (1_u64 << bucket) as f64;
+        let mut buckets: Vec<(f64, u64)> =
+            self.claims.iter().enumerate().map(|(bucket, &claims)| (bound(bucket), claims)).collect();
+        buckets.push((f64::MAX, 0));
+        // What is known about a claim is its bucket: the sum is an upper bound.
+        let sum = buckets
+            .iter()
+            .map(|(bound, claims)| if *claims > 0 { bound * *claims as f64 } else { 0.0 })
+            .sum();
+        encoder.encode_histogram::<NoLabelSet>(sum, self.claims.iter().sum(), &buckets, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
+    }
 }
 
 /// Serves `/metrics`, `/healthz` and `/readyz` until the runtime ends.

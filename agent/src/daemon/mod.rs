@@ -11,6 +11,7 @@ mod agent;
 mod collector;
 mod config;
 mod conflist;
+mod drops;
 mod expedite;
 mod facts;
 mod metrics;
@@ -25,12 +26,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use self::reconcile::{Inputs, Reconciler};
 pub use self::{
     agent::{Agent, View},
     config::{BPF_DIR, CNI_CONF_DIR, Config, Options, RUN_DIR, Source},
     preflight::RunDir,
     worker::{Worker, WorkerGone},
+};
+use self::{
+    drops::Channels,
+    reconcile::{Inputs, Reconciler},
 };
 use crate::{
     datapath::{self, Settings},
@@ -78,7 +82,9 @@ async fn live(config: Config) -> anyhow::Result<()> {
     // Listening before looking: a change in between is looked at twice rather than missed.
     let monitor = Netlink::monitor()?;
     let netlink = Netlink::connect().await?;
-    let agent = Arc::new(Agent::new(config, netlink, datapath, ledger));
+    let (channels, shortages) = Channels::new();
+    let drops = drops::open(&config.bpf_dir)?;
+    let agent = Arc::new(Agent::new(config, netlink, datapath, ledger, channels));
     if let Some(address) = agent.config.metrics_addr {
         metrics::serve(Arc::clone(&agent), address).await?;
     }
@@ -91,7 +97,8 @@ async fn live(config: Config) -> anyhow::Result<()> {
     server::replay(&agent).await;
     let serving = tokio::spawn(server::serve(listener, Arc::clone(&agent), stop.clone()));
     let reconciling = tokio::spawn(reconciler.run(stop.clone()));
-    let collecting = tokio::spawn(collector::run(Arc::clone(&agent), stop.clone()));
+    let collecting = tokio::spawn(collector::run(Arc::clone(&agent), shortages, stop.clone()));
+    tokio::spawn(drops::run(Arc::clone(&agent), drops, stop.clone()));
     info!(socket = %server::socket(&agent.config.run_dir).display(), "serving");
 
     tokio::select! {

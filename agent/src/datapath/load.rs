@@ -28,7 +28,7 @@ use super::{
 };
 
 /// The maps that are pinned, by name. `scratch` is not: it holds nothing between packets.
-pub const MAPS: [&str; 11] = [
+pub const MAPS: [&str; 13] = [
     "endpoints",
     "routes",
     "uplinks",
@@ -40,6 +40,8 @@ pub const MAPS: [&str; 11] = [
     "timeouts",
     "fragments",
     "counters",
+    "events",
+    "event_stats",
 ];
 
 /// The loaded programs, in the order of [`Program::ALL`].

@@ -13,11 +13,13 @@ mod attach;
 mod batch;
 mod collect;
 mod error;
+mod events;
 mod links;
 mod load;
 mod object;
 mod pressure;
 pub mod read;
+mod room;
 mod settings;
 mod tables;
 pub mod test_run;
@@ -43,7 +45,9 @@ pub use self::{
     attach::Role,
     collect::{Eviction, Sweep, now},
     error::DatapathError,
+    events::{Dropped, Events},
     pressure::is_high,
+    room::Shortage,
     settings::{Settings, timeouts},
 };
 use crate::core::Desired;

@@ -8,8 +8,9 @@ use aya::{
 };
 use datapath_ebpf::{
     DropReason, Forward, Ip, Program,
+    event::Told,
     flow::{TICK_SHIFT, TIMEOUTS},
-    maps::{Counter, Endpoint, Flow, FlowKey, Reverse, Route},
+    maps::{CLAIM_BUCKETS, Counter, Endpoint, Flow, FlowKey, Reverse, Route},
     outcome::counter_index,
 };
 use ipnet::IpNet;
@@ -65,6 +66,17 @@ pub struct MapRow {
     pub value_size: u32,
     /// Entries it can hold.
     pub max_entries: u32,
+}
+
+/// How many drops for one reason programs could not tell about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UntoldRow {
+    /// The reason's name.
+    pub reason: &'static str,
+    /// There were too many at once.
+    pub suppressed: u64,
+    /// Nobody read what was told.
+    pub lost: u64,
 }
 
 /// Every counter that is not zero, in the order of programs and outcomes.
@@ -123,6 +135,36 @@ pub fn flows(bpf_dir: &Path) -> Result<Vec<FlowRow>, DatapathError> {
         idle_seconds: (u64::from(flow.idle(now)) << TICK_SHIFT) / 1_000_000_000,
     };
     Ok(flows.into_iter().map(row).collect())
+}
+
+/// `event_stats` over all CPUs, where there is anything.
+pub fn untold(bpf_dir: &Path) -> Result<Vec<UntoldRow>, DatapathError> {
+    let failed = DatapathError::map("event_stats");
+    let map: PerCpuArray<MapData, Told> =
+        PerCpuArray::try_from(Map::PerCpuArray(pinned(bpf_dir, "event_stats")?)).map_err(&failed)?;
+    let mut rows = Vec::new();
+    for &reason in DropReason::ALL {
+        let told = map.get(&u32::from(reason as u8), 0).map_err(&failed)?;
+        let (suppressed, lost) = told
+            .iter()
+            .fold((0, 0), |(suppressed, lost), one| (suppressed + one.suppressed, lost + one.lost));
+        if suppressed + lost > 0 {
+            rows.push(UntoldRow { reason: reason.name(), suppressed, lost });
+        }
+    }
+    Ok(rows)
+}
+
+/// `claims` over all CPUs: how many claims took up to 2^n tries, by n.
+pub fn claims(bpf_dir: &Path) -> Result<[u64; CLAIM_BUCKETS], DatapathError> {
+    let failed = DatapathError::map("claims");
+    let map: PerCpuArray<MapData, u64> =
+        PerCpuArray::try_from(Map::PerCpuArray(pinned(bpf_dir, "claims")?)).map_err(&failed)?;
+    let mut all = [0; CLAIM_BUCKETS];
+    for (bucket, claims) in (0..).zip(&mut all) {
+        *claims = map.get(&bucket, 0).map_err(&failed)?.iter().sum();
+    }
+    Ok(all)
 }
 
 /// `timeouts`: seconds by class, while there is no pressure.

@@ -51,6 +51,8 @@ impl Tables {
                 ("claims", take_any(ebpf, "claims")?),
                 ("fragments", take_any(ebpf, "fragments")?),
                 ("counters", take_any(ebpf, "counters")?),
+                ("events", take_any(ebpf, "events")?),
+                ("event_stats", take_any(ebpf, "event_stats")?),
             ],
         })
     }

@@ -10,6 +10,7 @@
 
 mod checksums;
 mod collector;
+mod events;
 mod forwarding;
 mod fragments;
 mod frames;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         ("outbound", outbound::cases()),
         ("wrapping", wrapping::cases()),
         ("collector", collector::cases()),
+        ("events", events::cases()),
         ("properties", properties::cases()),
         ("malformed", malformed::cases()),
         ("model", model::cases()),

@@ -14,14 +14,14 @@ use datapath_ebpf::{
 };
 use hypha_agent::{
     core::Desired,
-    datapath::{self, Datapath, Settings, read, test_run},
+    datapath::{self, Datapath, Dropped, Events, Settings, read, test_run},
 };
 use ipnet::IpNet;
 use nix::sched::{CloneFlags, unshare};
 
 use super::{
     frames::{Body, ErrorKind, Packet},
-    run::{Input, Moved, Run},
+    run::{DROP, Input, Moved, Run},
     tally::Tally,
     topology::{
         Addresses, Devices, Family, GATEWAY_MAC, POD_MAC, ROUTER_MAC, UPLINK_MAC, addresses, desired,
@@ -37,6 +37,11 @@ pub struct Node {
     /// What the maps were filled with; change it and call [`Node::apply`].
     pub desired: Desired,
     pub datapath: Datapath,
+    /// The last run's events.
+    pub told: Vec<Dropped>,
+    events: Events,
+    /// How many drops were not told about so far.
+    untold: u64,
     bpf_dir: BpfDir,
 }
 
@@ -57,7 +62,10 @@ impl Node {
         let bpf_dir = BpfDir::new();
         let datapath = Datapath::open(&bpf_dir.path, &Settings::default()).unwrap();
         let desired = desired(&devices);
-        let mut node = Self { family, at: addresses(family), devices, desired, datapath, bpf_dir };
+        let events = Events::open(&bpf_dir.path).unwrap();
+        let at = addresses(family);
+        let mut node =
+            Self { family, at, devices, desired, datapath, told: Vec::new(), events, untold: 0, bpf_dir };
         node.apply();
         node
     }
@@ -100,7 +108,9 @@ impl Node {
     /// Runs the program on the device it belongs to.
     pub fn run(&mut self, program: Program, input: impl Into<Input>) -> Run {
         let before = self.counters();
+        self.hear();
         let run = self.run_uncounted(program, input.into());
+        self.check_told(run.verdict == DROP);
         let mut moved = self.counters();
         moved.retain(|counter, (packets, bytes)| {
             let (earlier_packets, earlier_bytes) = before.get(counter).copied().unwrap_or_default();
@@ -130,6 +140,25 @@ impl Node {
         };
         let ran = self.datapath.test_run(program, &packet).unwrap();
         Run { program, input, verdict: ran.verdict, frame: ran.frame, mark: ran.mark, moved: Moved::new() }
+    }
+
+    /// Takes what the programs have told since the last time; returns how much.
+    pub fn hear(&mut self) -> usize {
+        self.told = self.events.by_ref().collect();
+        self.told.len()
+    }
+
+    /// A drop is told about or counted as untold; nothing else is.
+    #[track_caller]
+    fn check_told(&mut self, dropped: bool) {
+        let told = self.hear();
+        if told == usize::from(dropped) {
+            return;
+        }
+        let rows = read::untold(&self.bpf_dir.path).unwrap();
+        let untold = rows.iter().map(|row| row.suppressed + row.lost).sum();
+        let before = std::mem::replace(&mut self.untold, untold);
+        assert!(told == 0 && untold > before, "{told} events about one drop; untold {before}, then {untold}");
     }
 
     fn counters(&self) -> Moved {

@@ -63,7 +63,8 @@ pub struct Run {
 }
 
 const NEXT: i32 = -1;
-const DROP: i32 = 2;
+/// The verdict of a drop.
+pub const DROP: i32 = 2;
 const REDIRECT: i32 = 7;
 
 impl Run {

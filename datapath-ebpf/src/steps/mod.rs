@@ -7,6 +7,7 @@ pub mod claim;
 pub mod clock;
 pub mod counters;
 pub mod deliver;
+pub mod events;
 pub mod flows;
 pub mod forward;
 pub mod fragments;

@@ -2,18 +2,20 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
     macros::btf_map,
 };
 use datapath_ebpf::{
     Ip,
     collect::Collection,
+    event::{EVENTS_BYTES, Event, Told},
     flow::TIMEOUTS,
     maps::{
         CLAIM_BUCKETS, CONNTRACK_MAX, COUNTERS_MAX, Counter, ENDPOINTS_MAX, Endpoint, FRAGMENTS_MAX, Flow,
         FlowKey, Fragment, FragmentKey, Node, POOLS_MAX, Pool, PoolKey, ROUTES_MAX, Reverse, Route,
         UPLINKS_MAX, Uplink,
     },
+    outcome::OUTCOMES,
 };
 
 /// Entries take memory only while they exist.
@@ -52,6 +54,12 @@ pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment, FRAGMENTS_MAX> = LruHash
 
 #[btf_map(name = "counters", pin_by_name)]
 pub static COUNTERS: PerCpuArray<Counter, COUNTERS_MAX> = PerCpuArray::new();
+
+#[btf_map(name = "events", pin_by_name)]
+pub static EVENTS: RingBuf<Event, EVENTS_BYTES> = RingBuf::new();
+
+#[btf_map(name = "event_stats", pin_by_name)]
+pub static EVENT_STATS: PerCpuArray<Told, OUTCOMES> = PerCpuArray::new();
 
 /// What the last run of `collect` found. Not pinned: whoever loads the programs reads it.
 #[btf_map(name = "collection")]

@@ -11,7 +11,7 @@ use std::{io, mem};
 use anyhow::{Context as _, bail};
 use aya::maps::MapData;
 use aya_obj::btf::BtfFeature;
-use aya_obj::generated::{bpf_cmd, bpf_prog_info, bpf_prog_type};
+use aya_obj::generated::{bpf_cmd, bpf_map_type, bpf_prog_info, bpf_prog_type};
 use aya_obj::{EbpfSectionKind, Function, Object, ProgramSection};
 use serde::Serialize;
 
@@ -88,7 +88,10 @@ pub fn table_of(programs: &[Program]) -> String {
 /// A map as the loader would make it, contents of constants included: the verifier folds them.
 fn create_map(name: &str, map: &aya_obj::Map) -> anyhow::Result<MapData> {
     // Without the types' BTF: the verifier asks only for sizes.
-    let shape = (map.map_type(), map.key_size(), map.value_size(), map.max_entries(), map.map_flags());
+    let is_ring = map.map_type() == bpf_map_type::BPF_MAP_TYPE_RINGBUF as u32;
+    // A ring's declaration names the type of its records, which is not the size of a value.
+    let value_size = if is_ring { 0 } else { map.value_size() };
+    let shape = (map.map_type(), map.key_size(), value_size, map.max_entries(), map.map_flags());
     let bare = aya_obj::Map::new_from_params(shape.0, shape.1, shape.2, shape.3, shape.4);
     let data = MapData::create(bare, name, None).with_context(|| format!("creating map `{name}`"))?;
     let descriptor = data.fd().as_fd().as_raw_fd();

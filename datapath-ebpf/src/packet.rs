@@ -245,7 +245,8 @@ impl Family for V4 {
     fn decrement_ttl(header: &mut Ipv4) {
         // TTL is the high byte of its 16-bit word: one less there is one more in the complement.
         let sum = u32::from(header.checksum) + u32::from(0x0100u16.to_be());
-        header.checksum = (sum + (sum >> 16)) as u16;
+        // All ones would say the same as zero, but no sender would have written it.
+        header.checksum = (sum + u32::from(sum >= 0xffff)) as u16;
         header.ttl = header.ttl.wrapping_sub(1);
     }
 
@@ -470,6 +471,15 @@ mod tests {
             let expected = checksum::fold(sum(&new));
             let actual = checksum::fold(u32::from(checksum::fold(sum(&old))) + address_difference::<V6>(&old, &new));
             prop_assert!(same(expected, actual));
+        }
+    }
+
+    #[test]
+    fn a_header_checksum_never_becomes_all_ones() {
+        for checksum in 0..=u16::MAX {
+            let mut h = Ipv4 { checksum: checksum.to_be(), ..header(1, 2, 64) };
+            V4::decrement_ttl(&mut h);
+            assert_ne!(h.checksum, 0xffff, "from {checksum:#x}");
         }
     }
 

@@ -7,10 +7,8 @@ use datapath_ebpf::{
 
 use super::{
     flow::{Direction, Flow},
-    sums::{set_word, word},
     translation::Back,
 };
-use crate::frames::ETHERNET;
 
 /// What a run left.
 pub struct Ran {
@@ -34,7 +32,7 @@ pub fn ran(program: Program, outcome: Outcome, frame: &[u8], ran: &Ran) -> Resul
         ));
     }
     // Nobody sees what is left of a packet that was dropped.
-    if matches!(outcome, Outcome::Drop(_)) || canonical(&ran.frame) == canonical(frame) {
+    if matches!(outcome, Outcome::Drop(_)) || ran.frame == frame {
         return Ok(());
     }
     let differs = ran.frame.iter().zip(frame).position(|(a, b)| a != b).unwrap_or(frame.len());
@@ -54,16 +52,6 @@ fn verdict_and_mark(program: Program, outcome: Outcome) -> (i32, u32) {
     let into_pod = matches!(forward, Forward::Pod | Forward::Unmasquerade)
         || (program, forward) == (Program::FromUplink, Forward::RelatedError);
     (REDIRECT, if into_pod { 0 } else { MARK_HANDLED })
-}
-
-/// An IPv4 header checksum of all ones says the same as zero.
-fn canonical(frame: &[u8]) -> Vec<u8> {
-    let mut frame = frame.to_vec();
-    let sum = ETHERNET + 10;
-    if frame.len() > ETHERNET + 20 && frame[ETHERNET] >> 4 == 4 && word(&frame, sum) == 0xffff {
-        set_word(&mut frame, sum, 0);
-    }
-    frame
 }
 
 /// An entry of `conntrack`.

@@ -104,6 +104,8 @@ impl Model {
         let (forward, mut frame) = match way {
             None => self.masquerade(step)?,
             Some(kind) if kind == RouteKind::Native as u8 => (Forward::Node, step.frame.to_vec()),
+            // Wrapped by the VXLAN device: the bench's tunnel has no underlay of its own.
+            Some(kind) if kind == RouteKind::Tunnel as u8 => (Forward::Overlay, step.frame.to_vec()),
             Some(_) => (Forward::World, step.frame.to_vec()),
         };
         rewrite::hop(&mut frame, &header);

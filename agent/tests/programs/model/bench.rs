@@ -50,6 +50,8 @@ impl<'a> Bench<'a> {
     pub fn new(node: &'a mut Node) -> Self {
         // Maps of the usual size take longer to be walked than a sequence to be played.
         node.reopen(&Settings { conntrack_max: 1024, ..Settings::default() });
+        // An agent that has just started ends what an earlier one may have left before it publishes anything.
+        node.datapath.collect(Sweep::Owners, now()).unwrap();
         let open = |name| Map::HashMap(MapData::from_pin(node.bpf_dir().join(name)).unwrap());
         let fragments = Map::LruHashMap(MapData::from_pin(node.bpf_dir().join("fragments")).unwrap());
         let tally = Tally::new(node.bpf_dir());

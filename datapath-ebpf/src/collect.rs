@@ -17,7 +17,7 @@ pub enum Argument {
     Now = 0,
     /// [`OWNERS`], [`AUDIT`], [`EVICT`].
     Mode = 1,
-    /// Eviction: how many flows at most.
+    /// How many flows are ended at most; then the walk ends, too.
     Quota = 2,
     /// Eviction: the classes, as a bit each.
     Classes = 3,
@@ -103,7 +103,7 @@ pub struct Collection {
     pub limits: [u32; TIMEOUTS],
     /// Flows looked at.
     pub seen: u64,
-    /// Flows that stay, by class; only after a regular collection.
+    /// Flows that stay, by class; only after a regular collection that came to its end.
     pub entries: [u64; TIMEOUTS],
     /// How many of them are translated, and so have a way back.
     pub translated: u64,
@@ -137,6 +137,13 @@ impl Collection {
     /// Flows without a way back and ways back without a flow.
     pub fn halves(&self) -> u64 {
         self.orphans + self.ended_by(Cause::Half)
+    }
+
+    /// Adds what an earlier part of the same collection has removed.
+    pub fn add_removed(&mut self, earlier: &Self) {
+        for (row, earlier) in self.ended.iter_mut().zip(&earlier.ended) {
+            row.iter_mut().zip(earlier).for_each(|(all, earlier)| *all += earlier);
+        }
     }
 
     /// How many flows of each class were ended, cause by cause.

@@ -32,9 +32,9 @@ const FIELDS: [(&str, &[&str], &[&str]); 4] = [
     (
         "conntrack",
         &["src", "dst", "src_port", "dst_port", "protocol"],
-        &["last_seen", "packets", "nat_address"],
+        &["created", "nat_address", "nat_port", "sent", "received"],
     ),
-    ("nat", &["src", "dst", "src_port", "dst_port", "protocol"], &["last_seen", "address", "port"]),
+    ("nat", &["src", "dst", "src_port", "dst_port", "protocol"], &["created", "address", "port"]),
 ];
 
 fn field_names(lab: &mut Lab) -> Result<()> {

@@ -1,25 +1,19 @@
-//! What the pinned maps hold: `hypha route`, `conntrack`, `nat`, `map` and `metrics`. They read the maps themselves, so
+//! What the pinned maps hold: `hypha route`, `map` and `metrics`; `conntrack` and `nat` are in [`flows`]. They read the maps themselves, so
 //! they work while no agent runs.
 
-use std::{
-    net::IpAddr,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use datapath_ebpf::{
-    Port,
-    maps::{Flow, FlowKey, RouteKind},
-};
+use datapath_ebpf::{flow::Class, maps::RouteKind};
 use serde_json::{Value, json};
 
-use super::output::{Format, print_listing};
+use super::{
+    flows,
+    output::{Format, print_listing},
+};
 use crate::{
     daemon::BPF_DIR,
-    datapath::{
-        DatapathError,
-        read::{self, FlowRow},
-    },
+    datapath::{DatapathError, read},
 };
 
 /// What every command that reads maps understands.
@@ -31,11 +25,12 @@ pub struct MapArgs {
 
     /// Form of the output
     #[arg(long, short, value_enum, default_value = "table")]
-    output: Format,
+    pub output: Format,
 }
 
 impl MapArgs {
-    fn read<T>(&self, read: impl FnOnce(&Path) -> Result<T, DatapathError>) -> anyhow::Result<T> {
+    /// Reads something there.
+    pub fn read<T>(&self, read: impl FnOnce(&Path) -> Result<T, DatapathError>) -> anyhow::Result<T> {
         let hint = || {
             format!("cannot read the maps in {} (root, and the agent's --bpf-dir?)", self.bpf_dir.display())
         };
@@ -50,6 +45,33 @@ pub enum ListCommand {
     List(MapArgs),
 }
 
+/// `hypha conntrack`.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum ConntrackCommand {
+    /// The flows, all or some
+    List {
+        #[command(flatten)]
+        filter: flows::Filter,
+        #[command(flatten)]
+        args: MapArgs,
+    },
+}
+
+/// `hypha nat`.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum NatCommand {
+    /// The ways back, all of them
+    List(MapArgs),
+    /// Remote ends by how many masquerade ports are in use towards them, most first
+    Pools {
+        /// How many remote ends
+        #[arg(long, value_name = "N", default_value_t = 20)]
+        top: usize,
+        #[command(flatten)]
+        args: MapArgs,
+    },
+}
+
 /// `hypha map`.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum MapCommand {
@@ -57,7 +79,7 @@ pub enum MapCommand {
     List(MapArgs),
     /// The entries of one
     Dump {
-        /// endpoints, routes, conntrack, nat or counters
+        /// endpoints, routes, conntrack, nat, ports, claims, timeouts, event_stats or counters
         name: String,
         #[command(flatten)]
         args: MapArgs,
@@ -71,12 +93,16 @@ pub fn map(command: &MapCommand) -> anyhow::Result<()> {
         MapCommand::Dump { name, args } => match name.as_str() {
             "endpoints" => endpoints(args),
             "routes" => routes(args),
-            "conntrack" => conntrack(args),
-            "nat" => nat(args),
+            "conntrack" => flows::conntrack(&flows::Filter::default(), args),
+            "nat" => flows::nat(args),
+            "ports" => flows::pools(usize::MAX, args),
+            "claims" => claims(args),
+            "timeouts" => timeouts(args),
+            "event_stats" => untold(args),
             "counters" => counters(args),
             _ => bail!(
-                "no way to print map {name:?}: try endpoints, routes, conntrack, nat or counters, or bpftool map \
-                 dump pinned {}",
+                "no way to print map {name:?}: try endpoints, routes, conntrack, nat, ports, claims, timeouts, event_stats \
+                 or counters, or bpftool map dump pinned {}",
                 args.bpf_dir.join(name).display()
             ),
         },
@@ -127,59 +153,22 @@ fn kind(number: u8) -> &'static str {
     }
 }
 
-/// `hypha conntrack list`.
-pub fn conntrack(args: &MapArgs) -> anyhow::Result<()> {
-    let rows = args.read(read::flows)?.into_iter().map(|row| {
-        let FlowRow { key, flow, timeout_seconds, idle_seconds } = row;
-        vec![
-            protocol(key.protocol),
-            end(IpAddr::from(key.src), key.src_port),
-            end(IpAddr::from(key.dst), key.dst_port),
-            translation(&flow),
-            json!(flow.class(key.protocol).name()),
-            json!(flow.sent.packets),
-            json!(flow.sent.bytes),
-            json!(flow.received.packets),
-            json!(flow.received.bytes),
-            json!(idle_seconds),
-            json!(timeout_seconds),
-        ]
-    });
-    let columns = [
-        "protocol",
-        "owner",
-        "remote",
-        "as",
-        "state",
-        "sent",
-        "sent_bytes",
-        "received",
-        "received_bytes",
-        "idle_s",
-        "timeout_s",
-    ];
-    print_listing(args.output, &columns, rows)
+fn claims(args: &MapArgs) -> anyhow::Result<()> {
+    let claims = args.read(read::claims)?;
+    let rows = claims.iter().enumerate().map(|(bucket, &claims)| vec![json!(1_u64 << bucket), json!(claims)]);
+    print_listing(args.output, &["tries_up_to", "claims"], rows)
 }
 
-fn translation(flow: &Flow) -> Value {
-    if flow.flags & Flow::INBOUND != 0 {
-        return json!("inbound");
-    }
-    end(IpAddr::from(flow.nat_address), flow.nat_port)
+fn timeouts(args: &MapArgs) -> anyhow::Result<()> {
+    let seconds = args.read(read::timeouts)?;
+    let rows = Class::ALL.iter().map(|&class| vec![json!(class.name()), json!(seconds[class as usize])]);
+    print_listing(args.output, &["state", "timeout_s"], rows)
 }
 
-/// `hypha nat list`.
-pub fn nat(args: &MapArgs) -> anyhow::Result<()> {
-    let rows = args.read(read::nat)?.into_iter().map(|(key, back)| {
-        let FlowKey { src, dst, src_port, dst_port, protocol: number, .. } = key;
-        vec![
-            protocol(number),
-            end(IpAddr::from(src), src_port),
-            end(IpAddr::from(dst), dst_port),
-            end(IpAddr::from(back.address), back.port),
-        ]
-    });
-    print_listing(args.output, &["protocol", "from", "to", "for"], rows)
+fn untold(args: &MapArgs) -> anyhow::Result<()> {
+    let rows = args.read(read::untold)?.into_iter();
+    let rows = rows.map(|row| vec![json!(row.reason), json!(row.suppressed), json!(row.lost)]);
+    print_listing(args.output, &["reason", "suppressed", "lost"], rows)
 }
 
 /// `hypha metrics`.
@@ -196,19 +185,4 @@ pub fn counters(args: &MapArgs) -> anyhow::Result<()> {
         ]
     });
     print_listing(args.output, &["program", "fate", "outcome", "packets", "bytes", "meaning"], rows)
-}
-
-fn end(address: IpAddr, port: Port) -> Value {
-    json!(std::net::SocketAddr::new(address, port.get()).to_string())
-}
-
-fn protocol(number: u8) -> Value {
-    match i32::from(number) {
-        libc::IPPROTO_TCP => json!("tcp"),
-        libc::IPPROTO_UDP => json!("udp"),
-        libc::IPPROTO_SCTP => json!("sctp"),
-        libc::IPPROTO_ICMP => json!("icmp"),
-        libc::IPPROTO_ICMPV6 => json!("icmpv6"),
-        _ => json!(number),
-    }
 }

@@ -3,6 +3,7 @@
 mod cleanup;
 mod client;
 mod endpoint;
+mod flows;
 mod maps;
 mod output;
 mod status;
@@ -43,10 +44,10 @@ enum Command {
     Route(maps::ListCommand),
     /// Show the flows that are tracked, from the maps
     #[command(subcommand)]
-    Conntrack(maps::ListCommand),
+    Conntrack(maps::ConntrackCommand),
     /// Show where replies to masqueraded packets go, from the maps
     #[command(subcommand)]
-    Nat(maps::ListCommand),
+    Nat(maps::NatCommand),
     /// Show the maps themselves
     #[command(subcommand, visible_alias = "maps")]
     Map(maps::MapCommand),
@@ -101,8 +102,9 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Status(args) => status::run(&args),
         Command::Endpoint(command) => endpoint::run(&command),
         Command::Route(maps::ListCommand::List(args)) => maps::routes(&args),
-        Command::Conntrack(maps::ListCommand::List(args)) => maps::conntrack(&args),
-        Command::Nat(maps::ListCommand::List(args)) => maps::nat(&args),
+        Command::Conntrack(maps::ConntrackCommand::List { filter, args }) => flows::conntrack(&filter, &args),
+        Command::Nat(maps::NatCommand::List(args)) => flows::nat(&args),
+        Command::Nat(maps::NatCommand::Pools { top, args }) => flows::pools(top, &args),
         Command::Map(command) => maps::map(&command),
         Command::Metrics(args) => maps::counters(&args),
         Command::Cleanup(args) => cleanup::run(&args),

@@ -16,6 +16,9 @@ use super::{DatapathError, pressure};
 /// The program's name in the object.
 pub const PROGRAM: &str = "collect";
 
+/// Flows that one run ends at most. The kernel preempts nobody while it runs; removing an entry takes longer than looking at one.
+const AT_ONCE: u64 = 16_384;
+
 /// How thorough a collection is; each does what the ones before it do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Sweep {
@@ -75,12 +78,21 @@ impl Collector {
         timeouts: &[u32; TIMEOUTS],
     ) -> Result<Collection, DatapathError> {
         let limits = pressure::limits(timeouts, self.kept, self.max);
-        let mut arguments = RawTracePointRunOptions::new();
-        arguments.args[Argument::Now as usize] = now.into();
-        arguments.args[Argument::Mode as usize] = sweep.mode();
-        let found = self.run(limits, arguments)?;
-        self.kept = found.kept();
-        Ok(found)
+        let mut earlier = Collection::default();
+        loop {
+            let mut arguments = RawTracePointRunOptions::new();
+            arguments.args[Argument::Now as usize] = now.into();
+            arguments.args[Argument::Mode as usize] = sweep.mode();
+            arguments.args[Argument::Quota as usize] = AT_ONCE;
+            let mut found = self.run(limits, arguments)?;
+            let complete = found.removed() < AT_ONCE;
+            found.add_removed(&earlier);
+            if complete {
+                self.kept = found.kept();
+                return Ok(found);
+            }
+            earlier = found;
+        }
     }
 
     /// Removes flows to make room for others.

@@ -10,7 +10,7 @@ use datapath_ebpf::{
     DropReason, Forward, Ip, Program,
     event::Told,
     flow::{TICK_SHIFT, TIMEOUTS},
-    maps::{CLAIM_BUCKETS, Counter, Endpoint, Flow, FlowKey, Reverse, Route},
+    maps::{CLAIM_BUCKETS, Counter, Endpoint, Flow, FlowKey, Pool, PoolKey, Reverse, Route},
     outcome::counter_index,
 };
 use ipnet::IpNet;
@@ -49,6 +49,17 @@ pub struct FlowRow {
     pub timeout_seconds: u64,
     /// How long it has been idle, in seconds.
     pub idle_seconds: u64,
+}
+
+/// A remote end towards which ports are scarce.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolRow {
+    /// The masquerade address and the remote end.
+    pub key: PoolKey,
+    /// Ports known to be taken.
+    pub known_taken: u32,
+    /// How long ago a port was last searched here, in seconds.
+    pub searched_seconds: u64,
 }
 
 /// What the kernel says about one pinned map.
@@ -132,7 +143,7 @@ pub fn flows(bpf_dir: &Path) -> Result<Vec<FlowRow>, DatapathError> {
         key,
         flow,
         timeout_seconds: timeouts[flow.class(key.protocol) as usize].into(),
-        idle_seconds: (u64::from(flow.idle(now)) << TICK_SHIFT) / 1_000_000_000,
+        idle_seconds: seconds_of_ticks(flow.idle(now)),
     };
     Ok(flows.into_iter().map(row).collect())
 }
@@ -184,6 +195,29 @@ pub fn nat(bpf_dir: &Path) -> Result<Vec<(FlowKey, Reverse)>, DatapathError> {
     let mut entries: Vec<(FlowKey, Reverse)> = hash_entries(bpf_dir, "nat")?;
     entries.sort_by_key(|(key, _)| *key);
     Ok(entries)
+}
+
+/// `ports`, sorted.
+pub fn pools(bpf_dir: &Path) -> Result<Vec<PoolRow>, DatapathError> {
+    let mut pools: Vec<(PoolKey, Pool)> = hash_entries(bpf_dir, "ports")?;
+    pools.sort_by_key(|(key, _)| *key);
+    let row = |(key, pool): (PoolKey, Pool)| PoolRow {
+        key,
+        known_taken: pool.taken.iter().map(|word| word.count_ones()).sum(),
+        searched_seconds: age(pool.last_used),
+    };
+    Ok(pools.into_iter().map(row).collect())
+}
+
+/// How long ago something was, in seconds, by the ticks of the maps.
+pub fn age(since: u32) -> u64 {
+    let ticks = collect::now().wrapping_sub(since);
+    // The programs' clock lags a little, never the other way round.
+    if ticks > i32::MAX as u32 { 0 } else { seconds_of_ticks(ticks) }
+}
+
+fn seconds_of_ticks(ticks: u32) -> u64 {
+    (u64::from(ticks) << TICK_SHIFT) / 1_000_000_000
 }
 
 /// What the kernel says about every pinned map.

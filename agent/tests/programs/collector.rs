@@ -22,6 +22,7 @@ pub fn cases() -> Vec<Case> {
     cases![
         BOTH => [
             each_class_has_its_timeout,
+            many_flows_end_in_parts,
             flows_end_with_their_owner,
             flows_end_with_their_masquerade_address,
             halves_are_found,
@@ -150,6 +151,21 @@ fn each_class_has_its_timeout(node: &mut Node) {
         assert_eq!((found.seen, found.kept(), found.translated), (1, 0, 0), "{class:?}");
         assert_eq!(node.flow_count(), (0, 0), "{class:?}");
     }
+}
+
+fn many_flows_end_in_parts(node: &mut Node) {
+    const MANY: u16 = 20_000;
+    let mut flows = Flows::of(node);
+    let now = now();
+    for number in 0..MANY {
+        flows.insert(flow(node, number, Class::UdpNew, now));
+    }
+    let kept = flow(node, MANY, Class::UdpStream, now);
+    flows.insert(kept);
+    let found = collect(node, Sweep::Idle, now.wrapping_add(ticks_of_seconds(40)));
+    assert_eq!((found.removed(), found.kept()), (MANY.into(), 1));
+    assert!(flows.has(&kept.0));
+    assert_eq!(only_whole_flows(node), 1);
 }
 
 fn flows_end_with_their_owner(node: &mut Node) {

@@ -68,14 +68,17 @@ pub fn handle(ctx: &RawTracePointContext) {
         }
         helpers::bpf_for_each_map_elem(flows, visit as *const () as *mut c_void, state, 0);
     }
-    leftovers::collect(&mut run);
+    // The walk was cut short: the agent asks again.
+    if run.quota != 0 {
+        leftovers::collect(&mut run);
+    }
 }
 
-/// One flow of a regular collection.
+/// One flow of a regular collection; 1 ends the walk.
 #[inline(never)]
 extern "C" fn visit(_map: *mut c_void, key: *const FlowKey, flow: *const Flow, run: *mut Run) -> u64 {
     // SAFETY: the helper passes an entry's key and value, and what `handle` gave it.
-    let (found, key, flow, run) = unsafe { (&mut *(*run).found, &*key, &*flow, &*run) };
+    let (found, key, flow, run) = unsafe { (&mut *(*run).found, &*key, &*flow, &mut *run) };
     found.seen += 1;
     let class = flow.class(key.protocol) as usize & (TIMEOUTS - 1);
     if has_ended(key, flow, run).is_some() {
@@ -86,8 +89,9 @@ extern "C" fn visit(_map: *mut c_void, key: *const FlowKey, flow: *const Flow, r
         {
             end(&key, flow);
             found.ended[cause as usize & (CAUSES - 1)][class] += 1;
+            run.quota = run.quota.saturating_sub(1);
         }
-        return 0;
+        return if run.quota == 0 { 1 } else { 0 };
     }
     found.entries[class] += 1;
     found.translated += !flow.nat_address.is_unspecified() as u64;

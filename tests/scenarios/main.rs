@@ -2,6 +2,7 @@
 //! one with `cargo test -p hypha-lab --test lab -- NAME` after `cargo build`.
 
 mod addresses;
+mod connector;
 mod directions;
 mod lifecycle;
 mod masquerade;
@@ -33,6 +34,9 @@ fn main() -> ExitCode {
     }
     if std::env::var_os(support::HOLD).is_some() {
         return support::hold_a_lab();
+    }
+    if let Ok(task) = std::env::var(connector::CONNECT) {
+        return connector::hold_connections(&task);
     }
     let scenarios = [
         plain::scenarios(),

@@ -2,25 +2,42 @@
 
 use std::{
     io::{self, Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
+use datapath_ebpf::{DropReason, maps::MASQUERADE_PORTS, packet::TCP};
 use hypha_lab::{
-    Family, Lab, LabSpec, Routing, Station,
+    Family, Lab, LabSpec, Pod, Routing, Station,
+    maps::Maps,
+    netns::Netns,
+    poll,
     traffic::socket::{self, PATIENCE, retry},
 };
 use libtest_mimic::Trial;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::support::{Checks, scenario};
+use crate::{
+    connector::Connector,
+    support::{Checks, scenario},
+};
 
 /// All of this module.
 pub fn scenarios() -> Vec<Trial> {
     let spec = || LabSpec::nodes(1, Routing::Native);
+    let full = || {
+        spec()
+            // A closed connection's port is free again after a second instead of half a minute.
+            .flag("--conntrack-timeout=tcp-closing=1s")
+            .flag("--conntrack-timeout=tcp-opening=1s")
+    };
     let mut scenarios = Vec::new();
     for family in Family::BOTH {
         let name = |what: &str| format!("ports::{what} ({family})");
+        scenarios.push(scenario(name("every_port_towards_one_remote_end"), full(), move |lab| {
+            every_port(lab, family)
+        }));
         scenarios.push(scenario(name("host_and_pod_connect_from_one_port"), spec(), move |lab| {
             one_port_for_host_and_pod(lab, family)
         }));
@@ -29,6 +46,54 @@ pub fn scenarios() -> Vec<Trial> {
         }));
     }
     scenarios
+}
+
+/// As many connections as there are ports, from several pods whose own choices of ports collide: the search finds the last free
+/// one. The next is refused, which is said, and served as soon as one of the others has ended.
+fn every_port(lab: &mut Lab, family: Family) -> Result<()> {
+    const PORTS: usize = MASQUERADE_PORTS as usize;
+    const PODS: usize = 4;
+    let pods = (0..PODS).map(|n| lab.node(0).add_pod(&format!("p{n}"))).collect::<Result<Vec<_>>>()?;
+    for pod in &pods {
+        pod.netns().sysctl("ipv4/ip_local_port_range", "20000 60999")?;
+    }
+    let maps = Maps::of(lab.node(0).bpf_dir());
+    let listener = listen_without_accepting(lab.world().netns(), lab.world().address(family))?;
+    let to = listener.local_addr()?.as_socket().context("a listener without an address")?;
+    let mut held = Vec::new();
+    for pod in &pods {
+        held.push(Connector::open(pod, to, PORTS / PODS)?);
+    }
+    ensure!(maps.dropped(DropReason::PortsExhausted)? == 0, "a port was free all the time");
+    let claimed = maps.nat()?.iter().filter(|(key, _)| key.protocol == TCP).count();
+    ensure!(claimed == PORTS, "{claimed} ports are claimed");
+
+    ensure!(connect(&pods[0], to).is_err(), "a connection without a port");
+    ensure!(maps.dropped(DropReason::PortsExhausted)? > 0, "the refusal was not counted");
+    poll::eventually("the agent tells it", Duration::from_secs(5), || {
+        let log = std::fs::read_to_string(lab.node(0).agent_log())?;
+        ensure!(log.contains("every masquerade port"), "nothing about it in the agent's log");
+        Ok(())
+    })?;
+
+    held[2].reset_one()?;
+    poll::eventually("the port is used again", Duration::from_secs(15), || connect(&pods[3], to).map(drop))
+}
+
+fn connect(pod: &Pod, to: SocketAddr) -> Result<TcpStream> {
+    Ok(pod.netns().enter(|| TcpStream::connect_timeout(&to, Duration::from_millis(500)))??)
+}
+
+/// A listener with room for every connection in its queue: nobody has to hold the world's ends.
+fn listen_without_accepting(netns: &Netns, address: IpAddr) -> Result<Socket> {
+    netns.sysctl("core/somaxconn", "65535")?;
+    let listen = || -> io::Result<Socket> {
+        let socket = Socket::new(Domain::for_address((address, 0).into()), Type::STREAM, None)?;
+        socket.bind(&SocketAddr::new(address, 0).into())?;
+        socket.listen(65_535)?;
+        Ok(socket)
+    };
+    Ok(netns.enter(listen)??)
 }
 
 /// The host and a pod connect to one remote end from one port, whoever is first, and both are served.

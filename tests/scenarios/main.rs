@@ -4,9 +4,11 @@
 mod addresses;
 mod connector;
 mod directions;
+mod errors;
 mod lifecycle;
 mod masquerade;
 mod nodes;
+mod offloads;
 mod operator;
 mod pairs;
 mod path;
@@ -41,7 +43,9 @@ fn main() -> ExitCode {
     let scenarios = [
         plain::scenarios(),
         directions::scenarios(),
+        errors::scenarios(),
         payloads::scenarios(),
+        offloads::scenarios(),
         path::scenarios(),
         masquerade::scenarios(),
         policy_file::scenarios(),

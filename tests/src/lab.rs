@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::{
     annex::Annex,
+    beyond::Beyond,
     binaries::Binaries,
     diagnosis,
     family::{Family, Routing},
@@ -243,6 +244,11 @@ impl Lab {
     /// Another network outside, behind a link of its own: see [`Annex`].
     pub fn connect_annex(&self, node: &Node) -> Result<Annex> {
         Annex::connect(self.tag(), node.netns())
+    }
+
+    /// A second router and a host behind the gateway: see [`Beyond`]. `mtu` is the largest packet that gets there.
+    pub fn build_beyond(&self, mtu: u32) -> Result<Beyond> {
+        Beyond::build(self.tag(), self.gateway().netns(), mtu)
     }
 
     /// Everything that helps to understand a failure.

@@ -17,6 +17,7 @@
 
 mod agent;
 pub mod annex;
+pub mod beyond;
 pub mod binaries;
 pub mod cni;
 pub mod demo;
@@ -36,6 +37,7 @@ pub mod topology;
 pub mod traffic;
 
 pub use annex::Annex;
+pub use beyond::Beyond;
 pub use family::{Family, Protocol, Routing};
 pub use lab::{Lab, LabSpec};
 pub use node::Node;

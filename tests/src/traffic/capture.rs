@@ -66,6 +66,44 @@ impl Frame {
         };
         Some(Fields { src, dst, ttl, len: self.bytes.len() - 14, ports })
     }
+
+    /// What the UDP header says; 0 for none.
+    pub fn udp_checksum(&self) -> Option<u16> {
+        match SlicedPacket::from_ethernet(&self.bytes).ok()?.transport? {
+            TransportSlice::Udp(udp) => Some(udp.checksum()),
+            _ => None,
+        }
+    }
+
+    /// Whether TCP or UDP checksum, recomputed, is what the packet says; `None` for other packets, fragments, and datagrams without
+    /// one.
+    pub fn has_right_checksum(&self) -> Option<bool> {
+        let packet = SlicedPacket::from_ethernet(&self.bytes).ok()?;
+        let net = packet.net?;
+        if net.ip_payload_ref()?.fragmented {
+            return None;
+        }
+        let (said, right) = match (packet.transport?, net) {
+            (TransportSlice::Tcp(tcp), NetSlice::Ipv4(ip)) => {
+                let (src, dst) = (ip.header().source(), ip.header().destination());
+                (tcp.checksum(), tcp.calc_checksum_ipv4(src, dst).ok()?)
+            }
+            (TransportSlice::Tcp(tcp), NetSlice::Ipv6(ip)) => {
+                let (src, dst) = (ip.header().source(), ip.header().destination());
+                (tcp.checksum(), tcp.calc_checksum_ipv6(src, dst).ok()?)
+            }
+            (TransportSlice::Udp(udp), NetSlice::Ipv4(ip)) if udp.checksum() != 0 => {
+                let (src, dst) = (ip.header().source(), ip.header().destination());
+                (udp.checksum(), udp.to_header().calc_checksum_ipv4_raw(src, dst, udp.payload()).ok()?)
+            }
+            (TransportSlice::Udp(udp), NetSlice::Ipv6(ip)) => {
+                let (src, dst) = (ip.header().source(), ip.header().destination());
+                (udp.checksum(), udp.to_header().calc_checksum_ipv6_raw(src, dst, udp.payload()).ok()?)
+            }
+            _ => return None,
+        };
+        Some(said == right)
+    }
 }
 
 /// A capture on one device, in both directions, until finished or dropped.

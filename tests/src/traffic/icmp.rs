@@ -8,13 +8,15 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use etherparse::{IcmpEchoHeader, Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type};
+use etherparse::{
+    IcmpEchoHeader, Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, checksum::Sum16BitWords,
+};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::socket::{self, PATIENCE};
 use crate::{family::Family, netns::Netns};
 
-/// A raw socket that sends and receives echo messages of one family.
+/// A raw socket that sends and receives echo messages of one family, and sends errors.
 #[derive(Debug)]
 pub struct EchoSocket {
     family: Family,
@@ -66,6 +68,19 @@ impl EchoSocket {
         self.socket
             .send_to(&message, &SocketAddr::new(to, 0).into())
             .with_context(|| format!("cannot send an echo request to {to}"))?;
+        Ok(())
+    }
+
+    /// Sends an error of type and code, with `rest` after its checksum, about a packet of which `quote` is the start.
+    pub fn error(&self, to: IpAddr, (kind, code): (u8, u8), rest: u32, quote: &[u8]) -> Result<()> {
+        let mut message = [&[kind, code, 0, 0], rest.to_be_bytes().as_slice(), quote].concat();
+        if self.family == Family::V4 {
+            let sum = Sum16BitWords::new().add_slice(&message).ones_complement();
+            message[2..4].copy_from_slice(&sum.to_ne_bytes());
+        }
+        self.socket
+            .send_to(&message, &SocketAddr::new(to, 0).into())
+            .with_context(|| format!("cannot send an ICMP error to {to}"))?;
         Ok(())
     }
 

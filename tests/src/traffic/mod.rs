@@ -4,6 +4,7 @@ pub mod capture;
 pub mod exchange;
 pub mod icmp;
 pub mod mtu;
+pub mod offload;
 pub mod pattern;
 pub mod probe;
 pub mod raw;

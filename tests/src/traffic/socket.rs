@@ -3,10 +3,11 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsRawFd,
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use socket2::{Domain, Socket, Type};
 
 use crate::netns::Netns;
@@ -67,4 +68,13 @@ pub fn udp(netns: &Netns, address: IpAddr) -> Result<UdpSocket> {
         Ok(socket.into())
     };
     netns.enter(bind)?.with_context(|| format!("cannot bind UDP to {address} in {}", netns.name()))
+}
+
+/// Sets a socket option that is a number.
+pub(super) fn set_option(socket: &impl AsRawFd, level: i32, name: i32, value: i32) -> Result<()> {
+    let len = size_of_val(&value) as libc::socklen_t;
+    // SAFETY: `value` outlives the call and `len` is its size.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), len) };
+    ensure!(result == 0, "cannot set socket option {name}: {}", io::Error::last_os_error());
+    Ok(())
 }

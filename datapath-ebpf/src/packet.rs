@@ -178,6 +178,8 @@ pub trait Family {
     fn fragmentation(header: &Self::Header) -> ([u8; 2], [u8; 2]);
     /// What the fixed header's own checksum lacks to be right, if it has one: 0 when it is. Options are not looked at.
     fn checksum_error(header: &Self::Header) -> u32;
+    /// Both addresses' part of the pseudo header's sum: one's complement, unfolded.
+    fn address_sum(header: &Self::Header) -> u32;
     /// The two ECN bits.
     fn ecn(header: &Self::Header) -> u8;
     /// Replaces the source address in the header (and its checksum, if the header has one).
@@ -276,6 +278,11 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn address_sum(header: &Ipv4) -> u32 {
+        checksum::add_words(0, halves(header.src).into_iter().chain(halves(header.dst)))
+    }
+
+    #[inline(always)]
     fn ecn(header: &Ipv4) -> u8 {
         header.tos & ECN
     }
@@ -368,6 +375,15 @@ impl Family for V6 {
     #[inline(always)]
     fn checksum_error(_header: &Ipv6) -> u32 {
         0
+    }
+
+    #[inline(always)]
+    fn address_sum(header: &Ipv6) -> u32 {
+        let mut sum = 0;
+        for at in 0..4 {
+            sum = checksum::add_words(sum, halves(header.src[at]).into_iter().chain(halves(header.dst[at])));
+        }
+        sum
     }
 
     #[inline(always)]

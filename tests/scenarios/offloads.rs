@@ -131,6 +131,13 @@ fn all_right(frames: &[Frame], from: impl Fn(IpAddr) -> bool) -> Result<()> {
     Ok(())
 }
 
+fn none_at_all(frames: &[Frame], from: impl Fn(IpAddr) -> bool) -> Result<()> {
+    let ours = || frames.iter().filter(|frame| frame.fields().is_some_and(|fields| from(fields.src)));
+    ensure!(ours().count() > 20, "only {} packets were seen", ours().count());
+    ensure!(ours().all(|frame| frame.udp_checksum() == Some(0)), "a checksum has appeared");
+    Ok(())
+}
+
 /// TCP both ways, datagrams of several sizes, and datagrams that the kernel splits.
 fn traffic(ends: &Ends<'_>, family: Family) -> Result<()> {
     const BYTES: u64 = 200_000;
@@ -221,6 +228,8 @@ fn tunnels_of_pods(lab: &mut Lab) -> Result<()> {
     let a = lab.node(0).add_pod("a")?;
     let node = lab.node(0).as_ref();
     let mut checks = Checks::default();
+    // Whatever the uplink gets, it sends out complete.
+    offload::switch(node.netns(), DEVICE, &[])?;
     // With and without a checksum outside; each tunnel has a port of its own, which masquerade keeps.
     for (number, (outer, checksum)) in
         [(Family::V4, false), (Family::V4, true), (Family::V6, false), (Family::V6, true)]
@@ -235,7 +244,13 @@ fn tunnels_of_pods(lab: &mut Lab) -> Result<()> {
             }
             for inner in Family::BOTH {
                 let what = format!("{inner} in {outer}, checksum {checksum}, with {on:?}");
+                let capture = Capture::start(lab.world().netns(), DEVICE)?;
                 checks.note(&what, inside(&near.0, &far.0, inner));
+                let outside = capture.finish()?;
+                let from_node = |src| src == node.address(outer);
+                let outcome =
+                    if checksum { all_right(&outside, from_node) } else { none_at_all(&outside, from_node) };
+                checks.note(&format!("{what}, outside"), outcome);
             }
         }
     }

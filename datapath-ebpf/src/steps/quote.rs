@@ -162,7 +162,7 @@ fn rewrite_checksum<F: Family>(
     ports: u32,
 ) -> Result<u32, DropReason> {
     let transport = &scratch.quote.transport;
-    let Some((offset, _)) = rewrite::checksum(transport.protocol) else { return Ok(0) };
+    let Some((offset, _)) = rewrite::checksum_of(transport.protocol) else { return Ok(0) };
     let at = transport.offset + offset;
     if at + 2 > end_of_quote::<F>(skb, scratch)? {
         return Ok(0);

@@ -78,7 +78,7 @@ fn skip_reason() -> Option<String> {
     if !geteuid().is_root() {
         return Some("the lab needs root".to_owned());
     }
-    let tools = ["ip", "ping", "curl", "iperf3", "traceroute", "tracepath", "bpftool", "nft"];
+    let tools = ["ip", "ping", "curl", "iperf3", "traceroute", "tracepath", "ethtool", "bpftool", "nft"];
     let missing: Vec<_> = tools.into_iter().filter(|tool| !tools::is_installed(tool)).collect();
     (!missing.is_empty()).then(|| format!("not installed: {}", missing.join(", ")))
 }

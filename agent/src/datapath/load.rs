@@ -2,7 +2,8 @@
 //!
 //! A pinned map is adopted when it is the map this agent expects: same kind, same sizes, and written by an agent with
 //! the same [`LAYOUT`]. Any other is unpinned and made anew. Attached programs keep the map they were loaded with, so
-//! traffic goes on by the old map until this agent has filled the new one and swaps the programs.
+//! traffic goes on by the old map until this agent has filled the new one and swaps the programs. If only the size of the
+//! maps of flows differs, the flows are carried over ([`carry`]).
 
 use std::{fs, io, path::Path};
 
@@ -20,6 +21,7 @@ use tracing::{info, warn};
 
 use super::{
     DatapathError,
+    carry::{self, Carry},
     collect::{self, Collector},
     links,
     object::OBJECT,
@@ -55,6 +57,8 @@ pub struct Loaded {
     pub programs: Programs,
     /// The program that ends flows, and its answers.
     pub collector: Collector,
+    /// Flows that are on their way from maps of another size.
+    pub carry: Option<Carry>,
 }
 
 /// Loads the object and adopts or makes the maps under `bpf_dir`.
@@ -64,12 +68,14 @@ pub fn load(bpf_dir: &Path, settings: &Settings) -> Result<Loaded, DatapathError
     }
     links::create_directory(bpf_dir)?;
     discard_foreign_pins(bpf_dir)?;
+    carry::set_aside(bpf_dir, settings.conntrack_max)?;
     let mut ebpf = load_object(bpf_dir, settings)?;
     let mut tables = Tables::take(&mut ebpf)?;
     tables.set_timeouts(&settings.timeouts)?;
     let collection = take(&mut ebpf, "collection")?;
     let (programs, collect) = load_programs(ebpf, bpf_dir)?;
-    Ok(Loaded { tables, programs, collector: Collector::new(collect, collection, settings.conntrack_max) })
+    let collector = Collector::new(collect, collection, settings.conntrack_max);
+    Ok(Loaded { tables, programs, collector, carry: Carry::begin(bpf_dir)? })
 }
 
 /// The object with its maps. A pinned map that the kernel describes differently from the object is discarded, once.
@@ -147,6 +153,9 @@ fn discard_foreign_pins(bpf_dir: &Path) -> Result<(), DatapathError> {
             true
         }
     };
+    if another_layout {
+        carry::forget(bpf_dir)?;
+    }
     for map in MAPS {
         let pin = bpf_dir.join(map);
         if pin.exists() && (another_layout || MapInfo::from_pin(&pin).is_err()) {

@@ -11,6 +11,7 @@
 
 mod attach;
 mod batch;
+mod carry;
 mod collect;
 mod error;
 mod events;
@@ -34,6 +35,7 @@ use datapath_ebpf::{Ip, Program, maps::Endpoint};
 
 use self::{
     attach::Attachments,
+    carry::Carry,
     collect::Collector,
     load::Loaded,
     tables::Tables,
@@ -84,6 +86,8 @@ pub struct Datapath {
     tables: Tables,
     attachments: Attachments,
     collector: Collector,
+    /// Flows that are on their way from maps of another size, until the programs are swapped.
+    carry: Option<Carry>,
     settings: Settings,
     leaving: Leaving,
 }
@@ -107,11 +111,11 @@ impl Leaving {
 impl Datapath {
     /// Loads the object and adopts or makes the pinned maps under `bpf_dir`; attaches nothing.
     pub fn open(bpf_dir: &Path, settings: &Settings) -> Result<Self, DatapathError> {
-        let Loaded { tables, programs, collector } = load::load(bpf_dir, settings)?;
+        let Loaded { tables, programs, collector, carry } = load::load(bpf_dir, settings)?;
         let attachments = Attachments::new(programs, links::directory(bpf_dir));
         let leaving = Leaving { unknown: true, ..Leaving::default() };
         let settings = settings.clone();
-        Ok(Self { bpf_dir: bpf_dir.to_owned(), tables, attachments, collector, settings, leaving })
+        Ok(Self { bpf_dir: bpf_dir.to_owned(), tables, attachments, collector, carry, settings, leaving })
     }
 
     /// Makes the maps equal to `desired` by diff against what the kernel holds.
@@ -149,7 +153,12 @@ impl Datapath {
 
     /// Makes the attachments of all devices equal to `wanted`, as the kernel reports them.
     pub fn attach_all(&mut self, wanted: &BTreeMap<u32, Role>) -> Result<Changes, DatapathError> {
-        self.attachments.attach_all(wanted)
+        let changes = self.attachments.attach_all(wanted)?;
+        // From here on only these programs run.
+        if let Some(carry) = self.carry.take() {
+            carry.finish(&self.bpf_dir)?;
+        }
+        Ok(changes)
     }
 
     /// False when someone removed pins of maps or links that this process still holds.

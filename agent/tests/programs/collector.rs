@@ -1,24 +1,31 @@
 //! The program that ends flows: what it ends, when, and that it never leaves half a flow behind.
 
+mod carry;
+mod room;
+
 use std::collections::BTreeSet;
 
 use aya::maps::{HashMap, Map, MapData};
 use datapath_ebpf::{
-    DropReason, Forward, Ip, Port, Program,
-    collect::{Cause, Collection, Remote},
+    Ip, Port,
+    collect::{Cause, Collection},
     flow::{Class, flow_of, pool_of, ticks_of_seconds, way_back},
     maps::{Direction, Flow, FlowKey, POOL_WORDS, Pool, PoolKey, Reverse},
     packet::{ICMP, ICMPV6, SCTP, TCP, TCP_ACK, TCP_RST, TCP_SYN, UDP},
 };
-use hypha_agent::datapath::{Datapath, Eviction, Settings, Sweep, now, read};
+use hypha_agent::datapath::{Datapath, Settings, Sweep, now, read};
 
 use super::{
     BOTH, Case, cases,
-    masquerade::{comes_back, datagram, goes_out},
+    masquerade::{datagram, goes_out},
     node::Node,
 };
 
 pub fn cases() -> Vec<Case> {
+    [ended(), room::cases(), carry::cases()].into_iter().flatten().collect()
+}
+
+fn ended() -> Vec<Case> {
     cases![
         BOTH => [
             each_class_has_its_timeout,
@@ -29,10 +36,6 @@ pub fn cases() -> Vec<Case> {
             another_flows_way_back_is_spared,
             a_port_is_given_back,
             pools_that_nobody_searches_go,
-            room_is_made_by_flows_that_are_not_assured,
-            room_is_made_towards_one_remote_end,
-            a_crowd_shortens_timeouts,
-            a_full_map_refuses_clearly_and_never_halves,
             an_agent_that_was_killed_leaves_no_flow_to_the_next_pod,
         ],
     ]
@@ -287,112 +290,6 @@ fn pools_that_nobody_searches_go(node: &mut Node) {
     assert_eq!(collect(node, Sweep::Owners, now).pools, 0);
     assert_eq!(collect(node, Sweep::Audit, now).pools, 1);
     assert!(flows.ports.get(&pool, 0).is_ok() && flows.ports.get(&other, 0).is_err());
-}
-
-fn eviction(quota: u64, classes: &[Class], seconds: u32) -> Eviction {
-    Eviction { quota, classes: classes.to_vec(), idle: ticks_of_seconds(seconds), remote: None }
-}
-
-fn room_is_made_by_flows_that_are_not_assured(node: &mut Node) {
-    let mut flows = Flows::of(node);
-    let now = now();
-    let idle = now.wrapping_sub(ticks_of_seconds(5));
-    for number in 0..50 {
-        flows.insert(flow(node, number, Class::TcpOpening, idle));
-        flows.insert(flow(node, 100 + number, Class::TcpEstablished, idle));
-        flows.insert(flow(node, 200 + number, Class::UdpNew, now));
-    }
-    let found = node.datapath.evict(&eviction(20, &[Class::TcpOpening], 1)).unwrap();
-    assert_eq!((found.ended_by(Cause::Evicted), found.removed()), (20, 20));
-    assert_eq!(only_whole_flows(node), 130);
-    let unassured: Vec<Class> = Class::ALL.into_iter().filter(|class| !class.is_assured()).collect();
-    // Those that were seen just now stay.
-    let found = node.datapath.evict(&eviction(1000, &unassured, 2)).unwrap();
-    assert_eq!(found.ended[Cause::Evicted as usize][Class::TcpOpening as usize], 30);
-    assert_eq!(found.removed(), 30);
-    assert_eq!(only_whole_flows(node), 100);
-}
-
-fn room_is_made_towards_one_remote_end(node: &mut Node) {
-    let mut flows = Flows::of(node);
-    let idle = now().wrapping_sub(ticks_of_seconds(5));
-    let dst = node.at.exempt;
-    for number in 0..20 {
-        flows.insert(flow(node, number, Class::UdpNew, idle));
-        let (key, value) = flow(node, number, Class::UdpNew, idle);
-        flows.insert((FlowKey { dst: dst.into(), ..key }, value));
-        flows.insert((FlowKey { dst_port: Port::new(444), ..key }, value));
-        flows.insert(flow(node, number, Class::TcpOpening, idle));
-        flows.insert(flow(node, number, Class::IcmpEcho, idle));
-    }
-    let all = eviction(1000, &[Class::UdpNew, Class::TcpOpening, Class::IcmpEcho], 1);
-    let udp = Remote { address: dst.into(), port: Port::new(443), protocol: UDP };
-    let echo = Remote {
-        address: node.at.world.into(),
-        port: Port::new(0),
-        protocol: node.family.pick(ICMP, ICMPV6),
-    };
-    for remote in [udp, echo] {
-        let found = node.datapath.evict(&Eviction { remote: Some(remote), ..all.clone() }).unwrap();
-        assert_eq!(found.removed(), 20, "{remote:?}");
-    }
-    assert_eq!(only_whole_flows(node), 60);
-    assert_eq!(node.datapath.evict(&all).unwrap().removed(), 60);
-    assert_eq!(node.flow_count(), (0, 0));
-}
-
-fn a_crowd_shortens_timeouts(node: &mut Node) {
-    let settings = Settings { conntrack_max: 100, ..Settings::default() };
-    node.reopen(&settings);
-    let mut flows = Flows::of(node);
-    let now = now();
-    let idle = now.wrapping_sub(ticks_of_seconds(20));
-    for number in 0..80 {
-        flows.insert(flow(node, number, Class::TcpEstablished, idle));
-    }
-    let unanswered = flow(node, 200, Class::UdpNew, idle);
-    flows.insert(unanswered);
-    assert_eq!(
-        collect(node, Sweep::Idle, now).removed(),
-        0,
-        "how many there are is known from the last walk"
-    );
-    let found = collect(node, Sweep::Idle, now);
-    assert_eq!((found.removed(), found.kept()), (1, 80), "thirty seconds have become less than twenty");
-    assert!(!flows.has(&unanswered.0));
-}
-
-fn a_full_map_refuses_clearly_and_never_halves(node: &mut Node) {
-    const MAX: u16 = 64;
-    let settings = Settings { conntrack_max: MAX.into(), ..Settings::default() };
-    node.reopen(&settings);
-    // A conversation, and then twice as many attempts as there is room.
-    let sent = datagram(node, 50_000);
-    let left = goes_out(node, &sent, Some(50_000));
-    comes_back(node, &left, &sent);
-    let mut refused = 0;
-    for port in 40_000..40_000 + 2 * MAX {
-        let run = node.run(Program::FromPod, &datagram(node, port));
-        match run.verdict {
-            2 => {
-                run.dropped(DropReason::ConntrackFull);
-                refused += 1;
-            }
-            _ => run.went(Forward::Masquerade),
-        }
-    }
-    assert_eq!(refused, MAX + 1);
-    assert_eq!(only_whole_flows(node), usize::from(MAX));
-    // Room is made by those that were never answered; the conversation goes on.
-    let found = node.datapath.evict(&eviction(6, &[Class::UdpNew], 0)).unwrap();
-    assert_eq!(found.removed(), 6);
-    for port in 45_000..45_006 {
-        node.run(Program::FromPod, &datagram(node, port)).went(Forward::Masquerade);
-    }
-    node.run(Program::FromPod, &datagram(node, 45_006)).dropped(DropReason::ConntrackFull);
-    goes_out(node, &sent, Some(50_000));
-    comes_back(node, &left, &sent);
-    assert_eq!(only_whole_flows(node), usize::from(MAX));
 }
 
 fn an_agent_that_was_killed_leaves_no_flow_to_the_next_pod(node: &mut Node) {

@@ -22,6 +22,8 @@ const AUDIT_EVERY: u32 = 6;
 const BURST: Duration = Duration::from_millis(50);
 /// The shortest time between two emergencies: what a flood opens has to be idle for a second before it can go.
 const EMERGENCY_GAP: Duration = Duration::from_secs(1);
+/// The share of the time that collections may take while there are many flows: one part in so many.
+const SHARE_CROWDED: u32 = 50;
 /// The share of the time that collections after deletions may take: one part in so many.
 const SHARE: u32 = 5;
 
@@ -35,7 +37,8 @@ pub async fn run(agent: Arc<Agent>, mut shortages: mpsc::Receiver<Shortage>, sto
     let (mut round, mut walk, mut last) = (0_u32, Walk::default(), Instant::now());
     let mut emergency = last;
     loop {
-        let interval = if walk.crowded { INTERVAL_CROWDED } else { INTERVAL };
+        let crowded = INTERVAL_CROWDED.max(walk.took * SHARE_CROWDED);
+        let interval = if walk.crowded { crowded.min(INTERVAL) } else { INTERVAL };
         let sweep = tokio::select! {
             () = sleep_until(last + interval) => {
                 round = round.wrapping_add(1);

@@ -2,6 +2,7 @@
 
 mod carry;
 mod room;
+mod together;
 
 use std::collections::BTreeSet;
 
@@ -22,7 +23,7 @@ use super::{
 };
 
 pub fn cases() -> Vec<Case> {
-    [ended(), room::cases(), carry::cases()].into_iter().flatten().collect()
+    [ended(), room::cases(), carry::cases(), together::cases()].into_iter().flatten().collect()
 }
 
 fn ended() -> Vec<Case> {

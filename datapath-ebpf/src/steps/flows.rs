@@ -30,6 +30,8 @@ pub enum Found {
     Nothing,
 }
 
+const EEXIST: i32 = -17;
+
 const NO_PACKETS: Direction =
     Direction { packets: 0, bytes: 0, last_seen: 0, end: 0, ack: 0, tcp_flags: 0, reserved: [0; 3] };
 
@@ -92,11 +94,33 @@ pub fn open<F: Family>(skb: Skb, scratch: &mut Scratch, exit: &Exit, flags: u8) 
     scratch.nat_port = scratch.back.dst_port;
     write(scratch, scratch.nat_address, scratch.nat_port, exit.ifindex, flags);
     note(&mut scratch.flow, Sender::Owner, skb, &scratch.transport);
-    if CONNTRACK.insert(&scratch.key, &scratch.flow, BPF_NOEXIST as u64).is_err() {
-        release(scratch);
-        return Err(DropReason::ConntrackFull);
+    match CONNTRACK.insert(&scratch.key, &scratch.flow, BPF_NOEXIST as u64) {
+        Ok(()) => Ok(()),
+        Err(EEXIST) if join(skb, scratch) => Ok(()),
+        Err(_) => {
+            release(scratch);
+            Err(DropReason::ConntrackFull)
+        }
     }
-    Ok(())
+}
+
+/// Another packet of the flow `scratch.key` has made it meanwhile, on another CPU: its translation holds. Both may have claimed the same
+/// port, since a claim of the flow's own is no other's; then it is not given back. False when the flow is of another kind, or gone again.
+#[inline(never)]
+fn join(skb: Skb, scratch: &mut Scratch) -> bool {
+    let Some(flow) = CONNTRACK.get_ptr_mut(&scratch.key) else { return false };
+    // SAFETY: as in `find`.
+    let flow = unsafe { &mut *flow };
+    if flow.is_inbound() {
+        return false;
+    }
+    note(flow, Sender::Owner, skb, &scratch.transport);
+    let (nat_address, nat_port) = (flow.nat_address, flow.nat_port);
+    if nat_address != scratch.nat_address || nat_port != scratch.nat_port {
+        release(scratch);
+        (scratch.nat_address, scratch.nat_port) = (nat_address, nat_port);
+    }
+    true
 }
 
 #[inline(always)]

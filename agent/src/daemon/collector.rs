@@ -79,7 +79,7 @@ async fn make_room(agent: &Agent, first: Shortage, more: &mut mpsc::Receiver<Sho
     match made.await {
         Ok(Ok((walks, (flows, max)))) => {
             let evicted: u64 = walks.iter().flatten().map(|found| found.ended_by(Cause::Evicted)).sum();
-            walks.iter().flatten().for_each(|found| agent.metrics.count_ended(found));
+            walks.iter().flatten().for_each(|found| agent.metrics.flows.count_ended(found));
             info!(evicted, flows, max, "made room for new flows");
         }
         Ok(Err(error)) => warn!(%error, "cannot make room for new flows"),
@@ -109,7 +109,7 @@ async fn collect(agent: &Agent, sweep: Sweep) -> Walk {
     };
     match agent.datapath.run(timed).await {
         Ok(Ok(Some((found, took, (flows, max))))) => {
-            agent.metrics.collected(&found, took, max);
+            agent.metrics.flows.collected(&found, took, max);
             report(sweep, &found, took);
             return Walk { took, crowded: is_high(flows, max) };
         }

@@ -84,7 +84,7 @@ pub async fn run(agent: Arc<Agent>, events: AsyncFd<Events>, stop: CancellationT
 }
 
 fn take(agent: &Agent, said: &mut Said, dropped: &Dropped) {
-    agent.metrics.told(dropped.reason);
+    agent.metrics.flows.told(dropped.reason);
     // Nobody listens: nothing to do.
     let _ = agent.channels.drops.send(*dropped);
     let shortage = match dropped.reason {

@@ -1,9 +1,10 @@
 //! What the agent counts about itself, and the small HTTP server that shows it.
 
+mod flows;
+
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use datapath_ebpf::{DropReason, flow::Class, maps::CLAIM_BUCKETS};
 use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -14,18 +15,16 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet, text::encode},
-    metrics::{MetricType, counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 use tokio::net::TcpListener;
 use tracing::{debug, info, warn};
 
+pub use self::flows::FlowMetrics;
 use super::agent::Agent;
-use crate::{
-    causes::with_causes,
-    datapath::{Collection, read},
-};
+use crate::{causes::with_causes, datapath::read};
 
 /// Labels of a CNI call.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -57,29 +56,6 @@ pub struct ResultLabel {
     pub result: &'static str,
 }
 
-/// Labels of flows that were ended.
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub struct EndedLabels {
-    /// Why.
-    pub cause: &'static str,
-    /// The flow's class.
-    pub class: &'static str,
-}
-
-/// Label of a class of flows.
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub struct ClassLabel {
-    /// Its name.
-    pub class: &'static str,
-}
-
-/// Label of why a packet was dropped.
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub struct ReasonLabel {
-    /// The reason's name.
-    pub reason: &'static str,
-}
-
 /// Labels of what became of packets.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct OutcomeLabels {
@@ -105,25 +81,8 @@ pub struct Metrics {
     pub passes: Family<ResultLabel, Counter>,
     /// What reconciliations changed in the kernel.
     pub changes: Family<WhatLabel, Counter>,
-    /// Flows that collections ended.
-    pub ended: Family<EndedLabels, Counter>,
-    /// Halves of flows that collections found.
-    pub halves: Counter,
-    /// Flows that stayed, by class.
-    pub entries: Family<ClassLabel, Gauge>,
-    /// Ways back that stayed.
-    pub nat_entries: Gauge,
-    /// How many flows there can be.
-    pub conntrack_max: Gauge,
-    /// Duration of collections in seconds.
-    pub collections: Histogram,
-    /// Drops that programs told about.
-    pub events: Family<ReasonLabel, Counter>,
-}
-
-/// From an almost empty map to one of millions.
-fn collection_buckets() -> Histogram {
-    Histogram::new([0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0])
+    /// What is known about flows and about drops.
+    pub flows: FlowMetrics,
 }
 
 /// From a fast ADD to one that the runtime gives up on.
@@ -138,13 +97,7 @@ impl Default for Metrics {
             durations: Family::new_with_constructor(buckets),
             passes: Family::default(),
             changes: Family::default(),
-            ended: Family::default(),
-            halves: Counter::default(),
-            entries: Family::default(),
-            nat_entries: Gauge::default(),
-            conntrack_max: Gauge::default(),
-            collections: collection_buckets(),
-            events: Family::default(),
+            flows: FlowMetrics::default(),
         }
     }
 }
@@ -159,32 +112,6 @@ impl Metrics {
     /// Counts a reconciliation.
     pub fn passed(&self, ok: bool) {
         self.passes.get_or_create(&ResultLabel { result: if ok { "ok" } else { "error" } }).inc();
-    }
-
-    /// Notes what a collection found.
-    pub fn collected(&self, found: &Collection, took: Duration, max: u32) {
-        self.count_ended(found);
-        for class in Class::ALL {
-            let label = ClassLabel { class: class.name() };
-            self.entries.get_or_create(&label).set(found.entries[class as usize].cast_signed());
-        }
-        self.halves.inc_by(found.halves());
-        self.nat_entries.set(found.translated.cast_signed());
-        self.conntrack_max.set(max.into());
-        self.collections.observe(took.as_secs_f64());
-    }
-
-    /// Counts the flows that a walk has ended.
-    pub fn count_ended(&self, found: &Collection) {
-        for (cause, class, flows) in found.endings().filter(|(_, _, flows)| *flows > 0) {
-            let labels = EndedLabels { cause: cause.name(), class: class.name() };
-            self.ended.get_or_create(&labels).inc_by(flows);
-        }
-    }
-
-    /// Counts a drop that a program has told about.
-    pub fn told(&self, reason: DropReason) {
-        self.events.get_or_create(&ReasonLabel { reason: reason.name() }).inc();
     }
 
     /// Counts what a reconciliation changed.
@@ -203,7 +130,7 @@ fn render(agent: &Agent) -> Result<String, std::fmt::Error> {
     registry.register("cni_duration_seconds", "Duration of CNI calls", durations);
     registry.register("reconciliations", "Comparisons of wanted and actual state", passes);
     registry.register("changes", "What reconciliations changed in the kernel", changes);
-    add_flows(&agent.metrics, &mut registry);
+    agent.metrics.flows.register(&mut registry);
     let view = agent.view();
     let number = |name: &str, help: &str, value: i64, registry: &mut Registry| {
         let gauge: Gauge = Gauge::default();
@@ -224,23 +151,10 @@ fn render(agent: &Agent) -> Result<String, std::fmt::Error> {
     registry.register("ipam_capacity", "Addresses of a pod prefix", capacity);
     registry.register("ipam_used", "Addresses of a pod prefix that pods hold", used);
     add_packets(agent, &mut registry);
-    add_events(agent, &mut registry);
-    add_claims(agent, &mut registry);
+    flows::add_maps(&agent.config.bpf_dir, &mut registry);
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
-}
-
-/// What is known about flows.
-fn add_flows(metrics: &Metrics, registry: &mut Registry) {
-    let Metrics { ended, halves, entries, nat_entries, conntrack_max, collections, .. } = metrics.clone();
-    registry.register("conntrack_entries", "Flows by class, as of the last collection", entries);
-    registry.register("conntrack_max", "How many flows there can be", conntrack_max.clone());
-    registry.register("nat_entries", "Ways back of translated flows, as of the last collection", nat_entries);
-    registry.register("nat_max", "How many translated flows there can be", conntrack_max);
-    registry.register("flows_ended", "Flows removed by cause and class", ended);
-    registry.register("flow_halves", "Halves of flows that were found and removed", halves);
-    registry.register("collect_seconds", "Duration of one walk over all flows", collections);
 }
 
 /// What became of packets; left out when the map cannot be read, which the log tells about.
@@ -259,60 +173,6 @@ fn add_packets(agent: &Agent, registry: &mut Registry) {
     }
     registry.register("packets", "Packets by program and what became of them", packets);
     registry.register("bytes", "Bytes by program and what became of them", bytes);
-}
-
-/// What programs told about drops, and what they could not.
-fn add_events(agent: &Agent, registry: &mut Registry) {
-    let (suppressed, lost) =
-        (Family::<ReasonLabel, Counter>::default(), Family::<ReasonLabel, Counter>::default());
-    let rows = read::untold(&agent.config.bpf_dir).unwrap_or_else(|error| {
-        warn!(error = with_causes(&error), "cannot read what programs could not tell");
-        Vec::new()
-    });
-    for row in rows {
-        let label = ReasonLabel { reason: row.reason };
-        suppressed.get_or_create(&label).inc_by(row.suppressed);
-        lost.get_or_create(&label).inc_by(row.lost);
-    }
-    registry.register("events", "Drops that programs told about", agent.metrics.events.clone());
-    registry.register("events_suppressed", "Drops not told about, because there were too many", suppressed);
-    registry.register("events_lost", "Drops not told about, because nobody read what was told", lost);
-}
-
-/// How many ports had to be tried.
-fn add_claims(agent: &Agent, registry: &mut Registry) {
-    match read::claims(&agent.config.bpf_dir) {
-        Ok(claims) => {
-            let help = "Ports that were tried until one was free, per claim of a masquerade port";
-            registry.register("masquerade_claim_tries", help, ClaimTries { claims });
-        }
-        Err(error) => warn!(error = with_causes(&error), "cannot read how many ports were tried"),
-    }
-}
-
-/// The programs' histogram, as Prometheus has it.
-#[derive(Debug)]
-struct ClaimTries {
-    claims: [u64; CLAIM_BUCKETS],
-}
-
-impl EncodeMetric for ClaimTries {
-    fn encode(&self, mut encoder: MetricEncoder<'_>) -> std::fmt::Result {
-        let bound = |bucket: usize| (1_u64 << bucket) as f64;
-        let mut buckets: Vec<(f64, u64)> =
-            self.claims.iter().enumerate().map(|(bucket, &claims)| (bound(bucket), claims)).collect();
-        buckets.push((f64::MAX, 0));
-        // What is known about a claim is its bucket: the sum is an upper bound.
-        let sum = buckets
-            .iter()
-            .map(|(bound, claims)| if *claims > 0 { bound * *claims as f64 } else { 0.0 })
-            .sum();
-        encoder.encode_histogram::<NoLabelSet>(sum, self.claims.iter().sum(), &buckets, None)
-    }
-
-    fn metric_type(&self) -> MetricType {
-        MetricType::Histogram
-    }
 }
 
 /// Serves `/metrics`, `/healthz` and `/readyz` until the runtime ends.

@@ -52,11 +52,30 @@ impl Random {
     }
 }
 
+/// What a sequence has more of than others: rare things meet each other only where both are frequent.
+#[derive(Clone, Copy)]
+struct Mood {
+    /// Pods come and go.
+    churn: bool,
+    /// Time passes.
+    patient: bool,
+    /// Most packets are parts of datagrams.
+    fragments: bool,
+    /// Nothing is spoiled.
+    tidy: bool,
+}
+
 /// A sequence of events. Each has a few flows of its own, which most of its packets belong to.
 pub fn sequence(random: &mut Random, remotes: usize) -> Vec<Event> {
     let length = 2 + random.below(LONGEST - 1);
     let flows: Vec<Shot> = (0..1 + random.below(4)).map(|_| flow(random, remotes)).collect();
-    (0..length).map(|_| event(random, &flows, remotes)).collect()
+    let mood = Mood {
+        churn: random.once_in(4),
+        patient: random.once_in(4),
+        fragments: random.once_in(4),
+        tidy: random.once_in(4),
+    };
+    (0..length).map(|_| event(random, mood, &flows, remotes)).collect()
 }
 
 fn flow(random: &mut Random, remotes: usize) -> Shot {
@@ -72,18 +91,38 @@ fn flow(random: &mut Random, remotes: usize) -> Shot {
     }
 }
 
-fn event(random: &mut Random, flows: &[Shot], remotes: usize) -> Event {
-    match random.below(100) {
-        0..80 => Event::Packet(shot(random, flows, remotes)),
-        80..90 => Event::Wait(random.one(&[0.25, 5.5, 20.5, 31.5, 61.5, 120.5, 181.5, 601.5, 7441.5])),
-        90..95 => Event::Collect,
-        95..97 => Event::Remove(random.one(&Pod::ALL)),
-        97..99 => Event::Add(random.one(&Pod::ALL)),
-        _ => Event::Listen(random.once_in(2)),
+/// Kinds of events.
+#[derive(Clone, Copy)]
+enum Kind {
+    Packet,
+    Wait,
+    Collect,
+    Remove,
+    Add,
+    Listen,
+}
+
+fn event(random: &mut Random, mood: Mood, flows: &[Shot], remotes: usize) -> Event {
+    let often = |mood: bool, usual, much| if mood { much } else { usual };
+    let kinds = [
+        (80, Kind::Packet),
+        (often(mood.patient, 10, 30), Kind::Wait),
+        (often(mood.patient, 5, 15), Kind::Collect),
+        (often(mood.churn, 2, 12), Kind::Remove),
+        (often(mood.churn, 2, 12), Kind::Add),
+        (1, Kind::Listen),
+    ];
+    match random.weighted(&kinds) {
+        Kind::Packet => Event::Packet(shot(random, mood, flows, remotes)),
+        Kind::Wait => Event::Wait(random.one(&[0.25, 5.5, 20.5, 31.5, 61.5, 120.5, 181.5, 601.5, 7441.5])),
+        Kind::Collect => Event::Collect,
+        Kind::Remove => Event::Remove(random.one(&Pod::ALL)),
+        Kind::Add => Event::Add(random.one(&Pod::ALL)),
+        Kind::Listen => Event::Listen(random.once_in(2)),
     }
 }
 
-fn shot(random: &mut Random, flows: &[Shot], remotes: usize) -> Shot {
+fn shot(random: &mut Random, mood: Mood, flows: &[Shot], remotes: usize) -> Shot {
     let mut shot = if random.once_in(8) { flow(random, remotes) } else { random.one(flows) };
     shot.way = random.weighted(&[(10, Way::Out), (8, Way::Back), (2, Way::In), (1, Way::OutByStack)]);
     shot.content = match &shot.content {
@@ -95,10 +134,18 @@ fn shot(random: &mut Random, flows: &[Shot], remotes: usize) -> Shot {
     if random.once_in(6) {
         shot.content = error(random, &shot.content);
     }
-    if random.once_in(5) {
-        shot.quirks = quirks(random);
+    if mood.fragments && !random.once_in(4) {
+        shot.quirks.push(fragment(random));
+    }
+    if random.once_in(if mood.tidy { 40 } else { 5 }) {
+        shot.quirks.extend(quirks(random));
     }
     shot
+}
+
+fn fragment(random: &mut Random) -> Quirk {
+    let (from, to) = random.one(&[(0, 1), (0, 2), (1, 2), (2, 255), (1, 255), (0, 255)]);
+    Quirk::Part { id: random.below(2) as u8, from, to }
 }
 
 fn plain(random: &mut Random) -> Content {
@@ -162,10 +209,7 @@ fn quirk(random: &mut Random) -> Quirk {
     match random.below(19) {
         0 => Quirk::LastHop,
         1..4 => Quirk::Extensions(random.one(&[1, 1, 2, 4, 5])),
-        4..8 => {
-            let (from, to) = random.one(&[(0, 1), (0, 2), (1, 2), (2, 255), (1, 255), (0, 255)]);
-            Quirk::Part { id: random.below(2) as u8, from, to }
-        }
+        4..8 => fragment(random),
         8 => Quirk::HeaderSum,
         9 | 10 => Quirk::TransportSum,
         11 => Quirk::Length(random.one(&[-40, -8, -1, 1, 8])),

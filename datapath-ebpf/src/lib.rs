@@ -11,6 +11,7 @@ pub mod checksum;
 pub mod collect;
 pub mod event;
 pub mod flow;
+pub mod fragment;
 pub mod maps;
 pub mod outcome;
 pub mod packet;

@@ -74,6 +74,8 @@ mod entry {
         let egress = matches!(program, Program::ToPod | Program::ToUplink);
         let (number, verdict) = match handle(skb) {
             Ok(forward @ (Forward::Stack | Forward::Handled)) => (forward as u8, TCX_NEXT),
+            // The packet's bytes are kept; the packet itself has ended its way.
+            Ok(Forward::Held) => (Forward::Held as u8, TCX_DROP),
             Ok(forward) => (forward as u8, if egress { TCX_NEXT } else { TCX_REDIRECT }),
             Err(reason) => {
                 events::dropped(skb, program, reason);

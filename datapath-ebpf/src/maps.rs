@@ -5,6 +5,12 @@
 
 use crate::{Ip, Mac, Port};
 
+mod fragments;
+
+pub use fragments::{
+    FRAGMENT_WORDS, FRAGMENTS_MAX, Fragment, FragmentKey, HELD_BYTES, HELD_MAX, HELD_PER_SIDE, Held,
+};
+
 /// Implements `aya::Pod` for types that zerocopy has proved to have no padding and no invalid bit pattern.
 macro_rules! pod {
     ($t:ty) => {
@@ -28,8 +34,6 @@ pub const ROUTES_MAX: usize = 65_536;
 pub const UPLINKS_MAX: usize = 64;
 /// Flows that are masqueraded, or that the world opened towards a pod, unless the agent is told another number.
 pub const CONNTRACK_MAX: usize = 524_288;
-/// Fragmented datagrams under way through masquerade.
-pub const FRAGMENTS_MAX: usize = 8_192;
 /// Slots of the counters: [`crate::outcome::COUNTERS`].
 pub const COUNTERS_MAX: usize = crate::outcome::COUNTERS;
 
@@ -348,40 +352,6 @@ pub const POOLS_MAX: usize = 128;
 
 /// Buckets of `claims`: a claim that took `n` tries is counted in bucket `ceil(log2(n))`.
 pub const CLAIM_BUCKETS: usize = 16;
-
-/// `fragments`: key of a fragmented datagram that masquerade has seen the first fragment of.
-#[repr(C)]
-#[cfg_attr(
-    not(target_arch = "bpf"),
-    derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
-)]
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct FragmentKey {
-    /// Source address before translation.
-    pub src: Ip,
-    /// Destination address before translation.
-    pub dst: Ip,
-    /// The identification field: bytes as on the wire, an IPv4 one in the first two.
-    pub id: [u8; 4],
-    /// IP protocol number.
-    pub protocol: u8,
-    /// Keeps the size a multiple of four without padding; always 0.
-    pub reserved: [u8; 3],
-}
-pod!(FragmentKey);
-
-/// `fragments`: what the later fragments' address is replaced with.
-#[repr(C)]
-#[cfg_attr(
-    not(target_arch = "bpf"),
-    derive(Debug, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
-)]
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Fragment {
-    /// The translated address: source on the way out, destination on the way in.
-    pub address: Ip,
-}
-pod!(Fragment);
 
 /// `counters`: one per (program, outcome), per CPU. Index: [`crate::outcome::counter_index`].
 #[repr(C)]

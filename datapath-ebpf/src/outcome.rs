@@ -73,6 +73,8 @@ numbered! {
         Handled = 9 => "handled",
         /// An ICMP error about a masqueraded flow, translated inside and outside.
         RelatedError = 10 => "related-error",
+        /// A later fragment that came before its first: kept, and let in again once that one has come.
+        Held = 11 => "held",
     }
 }
 
@@ -103,7 +105,7 @@ numbered! {
         ConntrackFull = 35 => "conntrack-full",
         /// A protocol that cannot be masqueraded.
         UnknownProtocol = 36 => "unknown-protocol",
-        /// A later fragment whose first fragment was not seen.
+        /// A later fragment whose first fragment was not seen, and that could not be kept.
         FragmentUnknown = 37 => "fragment-unknown",
         /// A helper refused to change the packet.
         Rewrite = 38 => "rewrite",
@@ -113,6 +115,8 @@ numbered! {
         ExtensionHeaders = 40 => "extension-headers",
         /// The tunnel's key could not be set.
         TunnelKey = 41 => "tunnel-key",
+        /// A fragment that overlaps another of its datagram, repeats it or contradicts it.
+        FragmentOverlap = 42 => "fragment-overlap",
         /// A pod's ICMP error that is not about a packet of any flow known of.
         RelatedUnknown = 43 => "related-unknown",
     }

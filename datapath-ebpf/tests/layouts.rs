@@ -7,8 +7,8 @@ use std::fmt::Write as _;
 use std::mem::offset_of;
 
 use datapath_ebpf::maps::{
-    Counter, Direction, Endpoint, Flow, FlowKey, Fragment, FragmentKey, LAYOUT, Node, Pool, PoolKey, Prefix,
-    Reverse, Route, Uplink,
+    Counter, Direction, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Held, LAYOUT, Node, Pool, PoolKey,
+    Prefix, Reverse, Route, Uplink,
 };
 use datapath_ebpf::{
     Ip, Mac, Port,
@@ -56,8 +56,9 @@ fn layouts_are_those_of_the_version_they_claim() {
     layout!(text, Reverse { address, created, port, flags, reserved });
     layout!(text, PoolKey { nat_address, remote, remote_port, protocol, reserved });
     layout!(text, Pool { last_used, reserved, taken });
-    layout!(text, FragmentKey { src, dst, id, protocol, reserved });
-    layout!(text, Fragment { address });
+    layout!(text, FragmentKey { src, dst, id, ifindex, protocol, reserved });
+    layout!(text, Fragment { address, ifindex, created, units, end, total, flags, seen });
+    layout!(text, Held { state, key, created, ifindex, length, frame });
     layout!(text, Counter { packets, bytes });
     layout!(
         text,

@@ -30,7 +30,7 @@ use super::{
 };
 
 /// The maps that are pinned, by name. `scratch` is not: it holds nothing between packets.
-pub const MAPS: [&str; 13] = [
+pub const MAPS: [&str; 14] = [
     "endpoints",
     "routes",
     "uplinks",
@@ -41,6 +41,7 @@ pub const MAPS: [&str; 13] = [
     "claims",
     "timeouts",
     "fragments",
+    "held",
     "counters",
     "events",
     "event_stats",

@@ -50,6 +50,7 @@ impl Tables {
                 ("ports", take_any(ebpf, "ports")?),
                 ("claims", take_any(ebpf, "claims")?),
                 ("fragments", take_any(ebpf, "fragments")?),
+                ("held", take_any(ebpf, "held")?),
                 ("counters", take_any(ebpf, "counters")?),
                 ("events", take_any(ebpf, "events")?),
                 ("event_stats", take_any(ebpf, "event_stats")?),

@@ -350,7 +350,7 @@ fn headers_before_the_transport_header_are_skipped(node: &mut Node) {
 }
 
 fn too_many_extension_headers_are_refused(node: &mut Node) {
-    let sent = Packet { extensions: vec![0, 60, 43, 60, 60], ..datagram(node, PORT) };
+    let sent = Packet { extensions: vec![0, 60, 43, 60, 60, 60, 60], ..datagram(node, PORT) };
     node.run(Program::FromPod, &sent).dropped(DropReason::ExtensionHeaders);
     // Between pods nobody looks that far.
     let sent = Packet { dst: node.at.native, ..sent };

@@ -105,6 +105,14 @@ impl Run {
         self.left(&self.input.frame);
     }
 
+    /// The fragment must have been kept until the first one of its datagram comes.
+    #[track_caller]
+    pub fn kept(&self) {
+        self.counted(Outcome::Forward(Forward::Held));
+        assert_eq!((self.verdict, self.mark), (DROP, self.input.mark), "verdict, mark");
+        self.left(&self.input.frame);
+    }
+
     /// Exactly one counter moved: this one, by one packet and its bytes.
     #[track_caller]
     pub fn counted(&self, outcome: Outcome) {

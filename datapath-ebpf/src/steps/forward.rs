@@ -68,6 +68,9 @@ pub fn to_world<F: Family>(skb: Skb, header: &F::Header, masquerade: Masquerade)
     } else {
         masquerade::pod::<F>(skb, header, &Exit::new::<F>(ifindex, &uplink))?
     };
+    if forward == Forward::Held {
+        return Ok(forward);
+    }
     skb.decrement_ttl::<F>(header)?;
     send(skb, ifindex, &next_hop);
     Ok(forward)

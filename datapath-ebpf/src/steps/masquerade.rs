@@ -9,13 +9,18 @@ use datapath_ebpf::{
 use super::{
     Verdict, deliver,
     flows::{self, Found},
-    fragments, icmp_error, related,
+    fragments::{
+        self,
+        held::{self, Kept},
+        state::{self, Admitted},
+    },
+    icmp_error, related,
     rewrite::{self, Change, End},
     scratch::{self, Scratch},
     skb::Skb,
     source::Exit,
     tables::{CONNTRACK, NAT, find_endpoint},
-    transport::{self, Kind, Transport},
+    transport::{self, Kind},
 };
 
 /// A pod's packet to the world: translated, unless the world opened the flow.
@@ -24,14 +29,21 @@ pub fn pod<F: Family>(skb: Skb, header: &F::Header, exit: &Exit) -> Verdict {
     let scratch = scratch::get().ok_or(DropReason::Malformed)?;
     transport::parse::<F>(skb, header, &mut scratch.transport)?;
     scratch.key = scratch.transport.key(F::src(header), F::dst(header));
-    match scratch.transport.kind {
-        Kind::Ports | Kind::EchoRequest => translate::<F>(skb, scratch, exit, 0),
+    if scratch.transport.fragmented {
+        let sender = find_endpoint(&scratch.key.src).ok_or(DropReason::SourceAddress)?;
+        fragments::place::<F>(skb, scratch, sender.ifindex)?;
+        fragments::check_first(scratch)?;
+    }
+    let forward = match scratch.transport.kind {
+        Kind::Ports | Kind::EchoRequest => translate::<F>(skb, scratch, exit, 0)?,
         // The answer to a request that came in untranslated.
         Kind::EchoReply => as_it_is(scratch),
-        Kind::Error => related::from_pod::<F>(skb, scratch),
-        Kind::LaterFragment => later_fragment::<F>(skb, header, &scratch.transport),
-        Kind::Other => Err(DropReason::UnknownProtocol),
-    }
+        Kind::Error => related::from_pod::<F>(skb, scratch)?,
+        Kind::LaterFragment => later_fragment::<F>(skb, scratch, exit)?,
+        Kind::Other => return Err(DropReason::UnknownProtocol),
+    };
+    fragments::release(skb, scratch)?;
+    Ok(forward)
 }
 
 /// A packet of the host's own. A pod may have claimed its port towards the same remote end: then it gets another. (The other
@@ -64,14 +76,17 @@ fn is_claimed_by_pod(scratch: &Scratch) -> bool {
 #[inline(always)]
 fn translate<F: Family>(skb: Skb, scratch: &mut Scratch, exit: &Exit, flags: u8) -> Verdict {
     match flows::find(skb, scratch, exit.ifindex) {
-        Found::Inbound => return as_it_is(scratch),
+        Found::Inbound => return Ok(as_it_is(scratch)),
         Found::Translated => {}
         Found::Nothing => flows::open::<F>(skb, scratch, exit, flags)?,
     }
     if flags & Flow::HOST != 0 && scratch.nat_port == scratch.transport.src_port {
         return Ok(Forward::Stack);
     }
-    fragments::remember(&scratch.transport, &scratch.key.src, &scratch.key.dst, &scratch.nat_address);
+    if flags & Flow::HOST == 0 {
+        let address = scratch.nat_address;
+        fragments::remember(scratch, &address);
+    }
     let change =
         Change { end: End::Source, old: &scratch.key.src, new: &scratch.nat_address, port: scratch.nat_port };
     rewrite::end::<F>(skb, &scratch.transport, &change)?;
@@ -80,18 +95,29 @@ fn translate<F: Family>(skb: Skb, scratch: &mut Scratch, exit: &Exit, flags: u8)
 
 /// Untranslated, and so are the fragments that follow.
 #[inline(always)]
-fn as_it_is(scratch: &Scratch) -> Verdict {
-    fragments::remember(&scratch.transport, &scratch.key.src, &scratch.key.dst, &scratch.key.src);
-    Ok(Forward::World)
+fn as_it_is(scratch: &mut Scratch) -> Forward {
+    let address = scratch.key.src;
+    fragments::remember(scratch, &address);
+    Forward::World
 }
 
-/// Follows the first fragment: what that one kept its address for, keeps it.
+/// Follows the first fragment: what that one kept its address for, keeps it. Kept until that one comes, except on the uplink, where
+/// the stack's own fragments pass in order.
 #[inline(never)]
-fn later_fragment<F: Family>(skb: Skb, header: &F::Header, transport: &Transport) -> Verdict {
-    let src = F::src(header);
-    let known = fragments::recall(transport, &src, &F::dst(header)).ok_or(DropReason::FragmentUnknown)?;
-    rewrite::address::<F>(skb, End::Source, &known)?;
-    Ok(if known == src { Forward::World } else { Forward::Masquerade })
+fn later_fragment<F: Family>(skb: Skb, scratch: &mut Scratch, exit: &Exit) -> Verdict {
+    let work = &mut scratch.fragment;
+    match state::admit(work) {
+        Admitted::Yes => {}
+        Admitted::No => return Err(DropReason::FragmentOverlap),
+        Admitted::TooEarly if skb.ifindex() == exit.ifindex => return Err(DropReason::FragmentUnknown),
+        Admitted::TooEarly => match held::keep(skb, work) {
+            Kept::Yes => return Ok(Forward::Held),
+            Kept::Admitted => {}
+            Kept::No => return Err(DropReason::FragmentUnknown),
+        },
+    }
+    rewrite::address::<F>(skb, End::Source, &work.address)?;
+    Ok(if work.address == scratch.key.src { Forward::World } else { Forward::Masquerade })
 }
 
 /// A packet from the world that is for no pod: translated back when it answers a masqueraded flow, else the stack's.
@@ -101,8 +127,7 @@ pub fn reply<F: Family>(skb: Skb, header: &F::Header) -> Verdict {
     if transport::parse::<F>(skb, header, &mut scratch.transport).is_err() {
         return Ok(Forward::Stack);
     }
-    let (src, dst) = (F::src(header), F::dst(header));
-    scratch.key = scratch.transport.key(src, dst);
+    scratch.key = scratch.transport.key(F::src(header), F::dst(header));
     match scratch.transport.kind {
         Kind::Ports | Kind::EchoReply => {}
         Kind::Error => {
@@ -112,14 +137,14 @@ pub fn reply<F: Family>(skb: Skb, header: &F::Header) -> Verdict {
             let translate = || related::to_owner::<F>(skb, scratch);
             return to_owner::<F>(skb, header, &scratch.flow_key.src, Forward::RelatedError, translate);
         }
-        Kind::LaterFragment => {
-            let Some(owner) = fragments::recall(&scratch.transport, &src, &dst) else {
-                return Ok(Forward::Stack);
-            };
-            let translate = || rewrite::address::<F>(skb, End::Destination, &owner);
-            return to_owner::<F>(skb, header, &owner, Forward::Unmasquerade, translate);
-        }
+        Kind::LaterFragment => return later_fragment_of_reply::<F>(skb, header, scratch),
         Kind::EchoRequest | Kind::Other => return Ok(Forward::Stack),
+    }
+    if scratch.transport.fragmented {
+        if fragments::place::<F>(skb, scratch, 0).is_err() {
+            return Ok(Forward::Stack);
+        }
+        fragments::check_first(scratch)?;
     }
     if flows::find_reply(skb, scratch).is_none() {
         return Ok(Forward::Stack);
@@ -127,14 +152,49 @@ pub fn reply<F: Family>(skb: Skb, header: &F::Header) -> Verdict {
     answer::<F>(skb, header, scratch)
 }
 
+/// A part of a datagram from the world, of which only the first fragment tells whether it is for a pod or for the host. Before that
+/// one has come the host's stack gets it, which needs no help with its own, and a copy is kept for a pod.
+#[inline(never)]
+fn later_fragment_of_reply<F: Family>(skb: Skb, header: &F::Header, scratch: &mut Scratch) -> Verdict {
+    if fragments::place::<F>(skb, scratch, 0).is_err() {
+        return Ok(Forward::Stack);
+    }
+    let work = &mut scratch.fragment;
+    match state::admit(work) {
+        Admitted::Yes => {}
+        Admitted::No => return Err(DropReason::FragmentOverlap),
+        Admitted::TooEarly => {
+            if !is_own(&scratch.key.dst) || held::keep(skb, work) != Kept::Admitted {
+                return Ok(Forward::Stack);
+            }
+        }
+    }
+    let owner = work.address;
+    let translate = || rewrite::address::<F>(skb, End::Destination, &owner);
+    to_owner::<F>(skb, header, &owner, Forward::Unmasquerade, translate)
+}
+
+/// Whether it is an address of the node's.
+#[inline(always)]
+fn is_own(ip: &Ip) -> bool {
+    find_endpoint(ip).is_some_and(|endpoint| endpoint.flags & Endpoint::HOST != 0)
+}
+
 /// Translates a reply whose flow is `scratch.flow_key`.
 #[inline(always)]
-fn answer<F: Family>(skb: Skb, header: &F::Header, scratch: &Scratch) -> Verdict {
-    let (transport, owner) = (&scratch.transport, &scratch.flow_key.src);
-    fragments::remember(transport, &scratch.key.src, &scratch.key.dst, owner);
-    let change =
-        Change { end: End::Destination, old: &scratch.key.dst, new: owner, port: scratch.flow_key.src_port };
-    to_owner::<F>(skb, header, owner, Forward::Unmasquerade, || rewrite::end::<F>(skb, transport, &change))
+fn answer<F: Family>(skb: Skb, header: &F::Header, scratch: &mut Scratch) -> Verdict {
+    let owner = scratch.flow_key.src;
+    fragments::remember(scratch, &owner);
+    to_owner::<F>(skb, header, &owner, Forward::Unmasquerade, || {
+        let change = Change {
+            end: End::Destination,
+            old: &scratch.key.dst,
+            new: &owner,
+            port: scratch.flow_key.src_port,
+        };
+        rewrite::end::<F>(skb, &scratch.transport, &change)?;
+        fragments::release(skb, scratch)
+    })
 }
 
 /// Translates a packet back and brings it to the pod that owns the flow, or up the stack when the host itself does.

@@ -12,9 +12,9 @@ use datapath_ebpf::{
     maps::{Flow, FlowKey, Reverse},
 };
 
-use super::{claim::Search, quote::Quote, transport::Transport};
+use super::{claim::Search, fragments::state::Work, quote::Quote, transport::Transport};
 
-/// The slot's contents; every field is written before it is read.
+/// The slot's contents; every field is written before it is read, unless it says otherwise.
 #[repr(C)]
 pub struct Scratch {
     pub transport: Transport,
@@ -35,6 +35,8 @@ pub struct Scratch {
     pub reverse: Reverse,
     /// The search for a port.
     pub search: Search,
+    /// The fragment under work.
+    pub fragment: Work,
     /// For questions about the host's sockets.
     pub tuple: bpf_sock_tuple,
     /// For questions about the host's routes.

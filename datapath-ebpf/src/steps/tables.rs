@@ -12,8 +12,8 @@ use datapath_ebpf::{
     flow::TIMEOUTS,
     maps::{
         CLAIM_BUCKETS, CONNTRACK_MAX, COUNTERS_MAX, Counter, ENDPOINTS_MAX, Endpoint, FRAGMENTS_MAX, Flow,
-        FlowKey, Fragment, FragmentKey, Node, POOLS_MAX, Pool, PoolKey, ROUTES_MAX, Reverse, Route,
-        UPLINKS_MAX, Uplink,
+        FlowKey, Fragment, FragmentKey, HELD_MAX, Held, Node, POOLS_MAX, Pool, PoolKey, ROUTES_MAX, Reverse,
+        Route, UPLINKS_MAX, Uplink,
     },
     outcome::OUTCOMES,
 };
@@ -51,6 +51,9 @@ pub static TIMEOUT_SECONDS: Array<u32, TIMEOUTS> = Array::new();
 
 #[btf_map(name = "fragments", pin_by_name)]
 pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment, FRAGMENTS_MAX> = LruHashMap::new();
+
+#[btf_map(name = "held", pin_by_name)]
+pub static HELD: Array<Held, HELD_MAX> = Array::new();
 
 #[btf_map(name = "counters", pin_by_name)]
 pub static COUNTERS: PerCpuArray<Counter, COUNTERS_MAX> = PerCpuArray::new();

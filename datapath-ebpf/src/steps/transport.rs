@@ -39,6 +39,8 @@ pub struct Transport {
     pub segment: Segment,
     /// The fragments' common identification: bytes as on the wire, an IPv4 one in the first two.
     pub fragment_id: [u8; 4],
+    /// Where the part of the datagram that is in this fragment starts, from the Ethernet header.
+    pub fragment_data: u32,
     /// Where in the datagram this fragment belongs, in bytes.
     pub fragment_start: u16,
     pub src_port: Port,
@@ -132,6 +134,7 @@ pub fn locate<F: Family>(
         end: 0,
         segment: Segment { seq: 0, ack: 0, length: 0, flags: 0 },
         fragment_id: [0; 4],
+        fragment_data: base + F::length(header) as u32,
         fragment_start: 0,
         src_port: Port::new(0),
         dst_port: Port::new(0),
@@ -257,7 +260,7 @@ fn walk_extensions(skb: Skb, transport: &mut Transport) -> Result<(), DropReason
     const ROUTING: u8 = 43;
     const FRAGMENT: u8 = 44;
     const DESTINATION: u8 = 60;
-    const MAX_HEADERS: usize = 4;
+    const MAX_HEADERS: usize = 6;
     for _ in 0..MAX_HEADERS {
         match transport.protocol {
             HOP_BY_HOP | ROUTING | DESTINATION => {
@@ -266,9 +269,13 @@ fn walk_extensions(skb: Skb, transport: &mut Transport) -> Result<(), DropReason
                 transport.offset += (length as u32 + 1) * 8;
             }
             FRAGMENT => {
+                if transport.fragmented {
+                    return Err(DropReason::ExtensionHeaders);
+                }
                 let header = skb.load::<[u8; 8]>(transport.offset)?;
                 transport.protocol = header[0];
                 transport.offset += 8;
+                transport.fragment_data = transport.offset;
                 transport.fragment_id = [header[4], header[5], header[6], header[7]];
                 let field = u16::from_be_bytes([header[2], header[3]]);
                 // A packet that is its own only fragment (RFC 6946) is none.

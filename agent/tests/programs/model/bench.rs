@@ -216,7 +216,16 @@ impl Play<'_, '_> {
             back.created = back.created.wrapping_sub(by);
             self.bench.nat.insert(key, &back, 0).unwrap();
         }
+        for key in self.datagrams() {
+            let Ok(mut datagram) = self.bench.fragments.get(&key, 0) else { continue };
+            datagram.created = datagram.created.wrapping_sub(by);
+            self.bench.fragments.insert(&key, &datagram, 0).unwrap();
+        }
         self.ahead += time::nanoseconds(ticks);
+    }
+
+    fn datagrams(&self) -> Vec<FragmentKey> {
+        self.bench.fragments.keys().map(Result::unwrap).collect()
     }
 
     /// The entries that packets of this sequence may have made.
@@ -260,9 +269,8 @@ impl Play<'_, '_> {
             let _ = self.bench.conntrack.remove(key);
             let _ = self.bench.nat.remove(key);
         }
-        for &(src, dst, id, protocol) in self.model.fragments.keys() {
-            let id = if self.model.world.v4 { (id << 16).to_be_bytes() } else { id.to_be_bytes() };
-            let _ = self.bench.fragments.remove(&FragmentKey { src, dst, id, protocol, reserved: [0; 3] });
+        for key in self.datagrams() {
+            let _ = self.bench.fragments.remove(&key);
         }
         for pod in Pod::ALL {
             let address = self.model.world.address(pod);

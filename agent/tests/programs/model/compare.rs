@@ -45,6 +45,9 @@ pub fn ran(program: Program, outcome: Outcome, frame: &[u8], ran: &Ran) -> Resul
 
 fn verdict_and_mark(program: Program, outcome: Outcome) -> (i32, u32) {
     let Outcome::Forward(forward) = outcome else { return (DROP, 0) };
+    if forward == Forward::Held {
+        return (DROP, 0);
+    }
     if program == Program::ToUplink || forward == Forward::Stack {
         return (NEXT, 0);
     }

@@ -18,6 +18,7 @@ mod bench;
 mod build;
 mod claim;
 mod compare;
+mod datagrams;
 mod errors;
 mod event;
 mod flow;

@@ -30,6 +30,8 @@ pub enum Kind {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Fragment {
     pub id: u32,
+    /// Where what it carries of the datagram starts in the frame.
+    pub data: usize,
     /// In bytes of the IP payload.
     pub start: usize,
     pub more: bool,
@@ -102,23 +104,24 @@ pub fn locate(frame: &[u8], mut header: Header) -> Result<Header, DropReason> {
     if header.v4 {
         let field = usize::from(word(frame, header.base + 6));
         let id = u32::from(word(frame, header.base + 4));
-        header.fragment = fragment(id, (field & 0x1fff) * 8, field & 0x2000 != 0);
+        header.fragment = fragment(id, header.transport, (field & 0x1fff) * 8, field & 0x2000 != 0);
         return Ok(header);
     }
-    for _ in 0..4 {
+    for _ in 0..6 {
         match header.protocol {
             0 | 43 | 60 => {
                 let bytes = part(frame, header.transport, 2)?;
                 header.protocol = bytes[0];
                 header.transport += (usize::from(bytes[1]) + 1) * 8;
             }
+            44 if header.fragment.is_some() => return Err(DropReason::ExtensionHeaders),
             44 => {
                 let bytes = part(frame, header.transport, 8)?;
                 let field = usize::from(word(bytes, 2));
                 let id = u32::from_be_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
                 header.protocol = bytes[0];
                 header.transport += 8;
-                header.fragment = fragment(id, field & 0xfff8, field & 1 != 0);
+                header.fragment = fragment(id, header.transport, field & 0xfff8, field & 1 != 0);
                 if header.is_later_fragment() {
                     return Ok(header);
                 }
@@ -130,8 +133,8 @@ pub fn locate(frame: &[u8], mut header: Header) -> Result<Header, DropReason> {
 }
 
 /// The only fragment of a datagram is the datagram (RFC 6946).
-fn fragment(id: u32, start: usize, more: bool) -> Option<Fragment> {
-    (start != 0 || more).then_some(Fragment { id, start, more })
+fn fragment(id: u32, data: usize, start: usize, more: bool) -> Option<Fragment> {
+    (start != 0 || more).then_some(Fragment { id, data, start, more })
 }
 
 impl Header {
@@ -148,6 +151,13 @@ impl Header {
             _ => return None,
         };
         Some(self.transport + at)
+    }
+}
+
+impl Packet {
+    /// Whether a flow can be found by it.
+    pub fn has_ports(&self) -> bool {
+        matches!(self.kind, Kind::Ports | Kind::EchoRequest | Kind::EchoReply)
     }
 }
 

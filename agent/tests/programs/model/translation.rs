@@ -8,6 +8,7 @@ use datapath_ebpf::{
 };
 
 use super::{
+    datagrams::{Datagrams, Part},
     errors,
     flow::{ACK, End, Flow, SYN, State},
     link,
@@ -53,16 +54,12 @@ impl From<DropReason> for Stop {
 /// The way a packet goes, and its frame.
 pub type Verdict = Result<(Forward, Vec<u8>), Stop>;
 
-/// Source, destination, identification, protocol.
-pub type Datagram = (Ip, Ip, u32, u8);
-
 pub struct Model {
     pub rules: Rules,
     pub world: World,
     pub conntrack: BTreeMap<FlowKey, Flow>,
     pub nat: BTreeMap<FlowKey, Back>,
-    /// What a datagram's address was replaced with.
-    pub fragments: BTreeMap<Datagram, Ip>,
+    pub datagrams: Datagrams,
 }
 
 /// A flow's key from one end's view.
@@ -78,7 +75,8 @@ pub fn key_of(packet: &Packet) -> FlowKey {
 
 impl Model {
     pub fn new(rules: Rules, world: World) -> Self {
-        Self { rules, world, conntrack: BTreeMap::new(), nat: BTreeMap::new(), fragments: BTreeMap::new() }
+        let datagrams = Datagrams::default();
+        Self { rules, world, conntrack: BTreeMap::new(), nat: BTreeMap::new(), datagrams }
     }
 
     /// What a pod sends.
@@ -102,7 +100,13 @@ impl Model {
             return self.time_exceeded(step.frame);
         }
         let (forward, mut frame) = match way {
-            None => self.masquerade(step)?,
+            None => match self.masquerade(step) {
+                // Kept until the first fragment comes.
+                Err(Stop::Drop(DropReason::FragmentUnknown)) => {
+                    return Ok((Forward::Held, step.frame.to_vec()));
+                }
+                verdict => verdict?,
+            },
             Some(kind) if kind == RouteKind::Native as u8 => (Forward::Node, step.frame.to_vec()),
             // Wrapped by the VXLAN device: the bench's tunnel has no underlay of its own.
             Some(kind) if kind == RouteKind::Tunnel as u8 => (Forward::Overlay, step.frame.to_vec()),
@@ -144,12 +148,13 @@ impl Model {
         match packet.kind {
             Kind::Ports | Kind::EchoReply => self.reply(step, &packet),
             Kind::Error => errors::inbound(self, step.frame, &packet),
-            Kind::LaterFragment => match self.fragments.get(&datagram(&packet)).copied() {
-                Some(owner) => self.to_owner(step.frame, owner, Forward::Unmasquerade, |frame| {
+            Kind::LaterFragment => {
+                let Ok(Some(part)) = Part::of(&packet, false) else { return untouched };
+                let Some(owner) = self.pass(&part, step)? else { return untouched };
+                self.to_owner(step.frame, owner, Forward::Unmasquerade, |frame| {
                     rewrite::address(frame, &packet.header, Side::Destination, owner);
-                }),
-                None => untouched,
-            },
+                })
+            }
             Kind::EchoRequest | Kind::Other => untouched,
         }
     }
@@ -158,16 +163,24 @@ impl Model {
     fn masquerade(&mut self, step: &Step<'_>) -> Verdict {
         let packet = packet::read(&self.rules, step.frame, self.world.v4)?;
         let mut frame = step.frame.to_vec();
+        let part = Part::of(&packet, true)?;
+        if let Some(part) = part.as_ref().filter(|_| packet.has_ports()) {
+            self.pass(part, step)?;
+        }
         match packet.kind {
             Kind::Ports | Kind::EchoRequest => self.translate(step, &packet, false),
-            Kind::EchoReply => Ok((Forward::World, self.remember(&packet, packet.header.src, frame))),
+            Kind::EchoReply => {
+                self.begin(&packet, packet.header.src, step);
+                Ok((Forward::World, frame))
+            }
             Kind::Error => errors::outbound(self, step.frame, &packet),
             Kind::LaterFragment => {
-                let known = self.fragments.get(&datagram(&packet)).ok_or(DropReason::FragmentUnknown)?;
-                if *known == packet.header.src {
+                let part = part.ok_or(DropReason::FragmentUnknown)?;
+                let known = self.pass(&part, step)?.ok_or(DropReason::FragmentUnknown)?;
+                if known == packet.header.src {
                     return Ok((Forward::World, frame));
                 }
-                rewrite::address(&mut frame, &packet.header, Side::Source, *known);
+                rewrite::address(&mut frame, &packet.header, Side::Source, known);
                 Ok((Forward::Masquerade, frame))
             }
             Kind::Other => Err(DropReason::UnknownProtocol.into()),
@@ -200,14 +213,17 @@ impl Model {
         let flow = self.conntrack.get_mut(&key).expect("found or opened");
         flow.note(&self.rules, End::Owner, step.frame.len(), step.now, packet.segment);
         let nat = flow.nat;
-        let frame = step.frame.to_vec();
+        let mut frame = step.frame.to_vec();
         let Some((address, port)) = nat else {
-            return Ok((Forward::World, self.remember(packet, key.src, frame)));
+            self.begin(packet, key.src, step);
+            return Ok((Forward::World, frame));
         };
         if host && port == key.src_port.get() {
             return Ok((Forward::Stack, frame));
         }
-        let mut frame = self.remember(packet, address, frame);
+        if !host {
+            self.begin(packet, address, step);
+        }
         rewrite::end(&self.rules, &mut frame, &packet.header, Side::Source, address, port);
         Ok((Forward::Masquerade, frame))
     }
@@ -216,6 +232,11 @@ impl Model {
     fn reply(&mut self, step: &Step<'_>, packet: &Packet) -> Verdict {
         let key = key_of(packet);
         let untouched = Ok((Forward::Stack, step.frame.to_vec()));
+        match Part::of(packet, false) {
+            Ok(Some(part)) => drop(self.pass(&part, step)?),
+            Ok(None) => {}
+            Err(_) => return untouched,
+        }
         let Some(back) = self.nat.get(&key) else { return untouched };
         let (owner, port) = (back.address, back.port);
         let flow_key = owners_key(&key, owner, port);
@@ -224,7 +245,9 @@ impl Model {
             return untouched;
         }
         flow.note(&self.rules, End::Remote, step.frame.len(), step.now, packet.segment);
-        self.remember(packet, owner, Vec::new());
+        if let (Some(Endpoint::Pod(_)), Ok(Some(part))) = (self.world.find(owner), Part::of(packet, false)) {
+            self.datagrams.begin(&part, owner, step.now);
+        }
         let rules = self.rules.clone();
         self.to_owner(step.frame, owner, Forward::Unmasquerade, |frame| {
             rewrite::end(&rules, frame, &packet.header, Side::Destination, owner, port);
@@ -255,12 +278,18 @@ impl Model {
         }
     }
 
-    /// Lets the fragments that follow a first one find the address that it was given; returns the frame.
-    fn remember(&mut self, packet: &Packet, address: Ip, frame: Vec<u8>) -> Vec<u8> {
-        if packet.header.fragment.is_some() {
-            self.fragments.insert(datagram(packet), address);
+    /// Whether a part of a datagram under way may pass, and what its address is replaced with.
+    fn pass(&mut self, part: &Part, step: &Step<'_>) -> Result<Option<Ip>, DropReason> {
+        let world = &self.world;
+        let is_gone = |owner| part.is_for_pod() && !matches!(world.find(owner), Some(Endpoint::Pod(_)));
+        self.datagrams.pass(part, step.now, is_gone)
+    }
+
+    /// Lets the fragments that follow a pod's first one find the address that it was given.
+    fn begin(&mut self, packet: &Packet, address: Ip, step: &Step<'_>) {
+        if let Ok(Some(part)) = Part::of(packet, true) {
+            self.datagrams.begin(&part, address, step.now);
         }
-        frame
     }
 
     /// Translated back and brought to the flow's owner.
@@ -301,11 +330,6 @@ impl Model {
         let answer = errors::time_exceeded(&self.rules, self.world.node, self.world.v4, frame);
         Ok((Forward::TimeExceeded, answer.ok_or(DropReason::Ttl)?))
     }
-}
-
-fn datagram(packet: &Packet) -> Datagram {
-    let id = packet.header.fragment.map_or(0, |fragment| fragment.id);
-    (packet.header.src, packet.header.dst, id, packet.header.protocol)
 }
 
 /// The key of the flow that a way back belongs to.

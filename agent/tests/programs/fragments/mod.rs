@@ -1,6 +1,15 @@
 //! Fragmented datagrams through masquerade: only the first fragment has the ports.
 
+mod early;
+mod extensions;
+mod overlap;
+mod received;
+mod tables;
+
 use datapath_ebpf::{DropReason, Forward, Program};
+use early::*;
+use extensions::*;
+use overlap::*;
 
 use super::{
     BOTH, Case, cases,
@@ -14,12 +23,33 @@ pub fn cases() -> Vec<Case> {
         BOTH => [
             all_fragments_go_out_and_come_back_with_the_flow,
             echoes_are_fragmented_too,
-            without_its_first_fragment_a_later_one_is_refused,
             data_that_looks_like_the_overlays_port_changes_nothing,
             answers_to_the_world_may_be_fragmented,
             between_nodes_fragments_need_no_first,
+            from_the_stack_they_come_in_order,
+            what_a_pod_sends_early_follows_its_first,
+            what_the_world_sends_early_follows_its_first,
+            what_is_for_the_host_stays_the_hosts,
+            without_its_first_a_later_one_goes_nowhere,
+            a_first_that_is_refused_lets_nothing_in,
+            what_was_kept_too_long_stays_out,
+            another_pod_of_the_same_address_gets_nothing,
+            the_oldest_make_room,
+            a_slot_that_is_in_use_is_passed_over,
+            overlapping_ones_end_the_datagram,
+            overlapping_answers_end_the_datagram,
+            copies_are_dropped_and_do_no_harm,
+            ends_that_contradict_each_other_end_the_datagram,
+            a_datagram_under_way_for_too_long_starts_anew,
+            an_identification_is_used_again,
+            impossible_ones_are_malformed,
         ],
-        &[Family::V6] => [a_fragment_that_is_the_whole_datagram_is_translated],
+        &[Family::V6] => [
+            a_fragment_that_is_the_whole_datagram_is_translated,
+            headers_before_the_fragment_header_are_walked,
+            headers_behind_the_fragment_header_are_walked,
+            a_second_fragment_header_is_refused,
+        ],
         &[Family::V4] => [fragments_that_do_not_fit_are_left_to_the_stack],
     ]
 }
@@ -44,7 +74,7 @@ fn all_fragments_go_out_and_come_back_with_the_flow(node: &mut Node) {
         let expected = parts(&left, id);
         first.forwarded(Forward::Masquerade, &expected[0]);
         // Later fragments follow in whatever order.
-        for number in [2, 1, 2] {
+        for number in [2, 1] {
             node.run(Program::FromPod, &sent[number]).forwarded(Forward::Masquerade, &expected[number]);
         }
 
@@ -70,16 +100,15 @@ fn echoes_are_fragmented_too(node: &mut Node) {
     }
 }
 
-fn without_its_first_fragment_a_later_one_is_refused(node: &mut Node) {
+fn from_the_stack_they_come_in_order(node: &mut Node) {
     let whole = datagram(node, 40_000);
-    let later = &parts(&whole, 1)[1];
-    node.run(Program::FromPod, later).dropped(DropReason::FragmentUnknown);
-    // That of another datagram is none.
-    node.run(Program::FromPod, &parts(&whole, 2)[0]);
-    node.run(Program::FromPod, later).dropped(DropReason::FragmentUnknown);
-    // From the world it may be for the host.
-    let answer = node.answered(&whole.hop().from(node.at.node, 40_000));
-    node.run(Program::FromUplink, &parts(&answer, 3)[1]).left_to_the_stack();
+    let (sent, left) = (parts(&whole, 1), parts(&whole.clone().from(node.at.node, 40_000), 1));
+    for number in [0, 2] {
+        node.run(Program::ToUplink, &sent[number]).forwarded(Forward::Masquerade, &left[number]);
+    }
+    // One that the pod sent itself follows, too.
+    node.run(Program::FromPod, &sent[1]).forwarded(Forward::Masquerade, &left[1].hop());
+    node.run(Program::ToUplink, &sent[2]).dropped(DropReason::FragmentUnknown);
 }
 
 fn data_that_looks_like_the_overlays_port_changes_nothing(node: &mut Node) {

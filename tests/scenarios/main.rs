@@ -5,6 +5,7 @@ mod addresses;
 mod connector;
 mod directions;
 mod errors;
+mod fragments;
 mod lifecycle;
 mod masquerade;
 mod nodes;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         offloads::scenarios(),
         path::scenarios(),
         masquerade::scenarios(),
+        fragments::scenarios(),
         policy_file::scenarios(),
         addresses::scenarios(),
         ports::scenarios(),

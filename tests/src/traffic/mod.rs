@@ -2,6 +2,7 @@
 
 pub mod capture;
 pub mod exchange;
+pub mod fragments;
 pub mod icmp;
 pub mod mtu;
 pub mod offload;

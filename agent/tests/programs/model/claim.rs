@@ -88,10 +88,7 @@ impl Model {
         self.world.leaving.clear();
         // Nor do the fragments that a next pod of the address sends or gets belong to theirs.
         let world = &self.world;
-        self.fragments.retain(|&(src, dst, ..), address| {
-            let owner = if dst == world.node { *address } else { src };
-            world.find(owner).is_some()
-        });
+        self.datagrams.keep_of(|owner| world.find(owner).is_some());
     }
 
     /// A pod goes: nothing reaches it any more; its flows end with the next collection.

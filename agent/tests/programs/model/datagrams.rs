@@ -80,6 +80,12 @@ impl Datagrams {
         Ok(Some(address))
     }
 
+    /// Forgets those of pods that `is_there` does not know.
+    pub fn keep_of(&mut self, is_there: impl Fn(Ip) -> bool) {
+        self.under_way
+            .retain(|&(src, .., by_pod), datagram| is_there(if by_pod { src } else { datagram.address }));
+    }
+
     /// The first part has passed.
     pub fn begin(&mut self, part: &Part, address: Ip, now: Span) {
         let passed = (part.from..part.to).collect();

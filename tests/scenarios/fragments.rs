@@ -2,6 +2,8 @@
 
 use std::{
     net::{SocketAddr, UdpSocket},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
     time::Duration,
 };
 
@@ -36,6 +38,12 @@ pub fn scenarios() -> Vec<Trial> {
         scenario("fragments::without_the_first_nothing_arrives_and_nothing_suffers", spec(), first_lost),
         scenario("fragments::extension_headers_before_the_fragment_header", spec(), extension_headers),
         scenario("fragments::one_identification_for_all", spec(), one_identification),
+        scenario("fragments::first_and_last_at_the_same_moment", spec(), at_the_same_moment),
+        scenario(
+            "fragments::jumbo_frames_and_longer_ones",
+            spec().mtu(12_000).world_mtu(12_000),
+            jumbo_frames,
+        ),
     ]
 }
 
@@ -315,6 +323,74 @@ fn one_identification(lab: &mut Lab) -> Result<()> {
             let sent = order.iter().try_for_each(|&piece| stage.from_pod.send(&pieces[piece]));
             checks.note(&format!("{} round {round}", stage.family), sent.and_then(|()| stage.arrives(data)));
         }
+        Ok(())
+    })
+}
+
+/// Two senders, of which one knows only first pieces and the other only last ones: whichever of two CPUs is first, all arrives.
+fn at_the_same_moment(lab: &mut Lab) -> Result<()> {
+    const ROUNDS: u32 = 3_000;
+    let a = lab.node(0).add_pod("a")?;
+    for family in Family::BOTH {
+        let stage = Stage::set(lab, &a, family)?;
+        let data = stage.pattern.at(1, 2_000);
+        let started = AtomicU32::new(0);
+        let send = |piece: usize| -> Result<()> {
+            let sender = RawSender::open(a.netns(), a.ifname())?;
+            for id in 0..ROUNDS {
+                let frame = stage.datagram(data)?.id(id).pieces(1400)?.swap_remove(piece);
+                // Both wait awake, to start as close to each other as can be.
+                while started.load(Ordering::Acquire) <= id {
+                    std::hint::spin_loop();
+                }
+                sender.send(&frame)?;
+            }
+            Ok(())
+        };
+        thread::scope(|scope| -> Result<()> {
+            let senders = [0, 1].map(|piece| scope.spawn(move || send(piece)));
+            let arrived = (0..ROUNDS).try_for_each(|id| {
+                started.store(id + 1, Ordering::Release);
+                stage.arrives(data).with_context(|| format!("{family}, round {id}")).map(drop)
+            });
+            started.store(ROUNDS, Ordering::Release);
+            let sent = senders
+                .map(|sender| sender.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload)));
+            sent.into_iter().chain([arrived]).collect()
+        })?;
+    }
+    let held = Maps::of(lab.node(0).bpf_dir()).counter(Program::FromPod, Outcome::Forward(Forward::Held))?;
+    ensure!(held.packets > 0, "no last piece was ever first");
+    Ok(())
+}
+
+/// Frames up to jumbo size are kept; a longer one must come after its first.
+fn jumbo_frames(lab: &mut Lab) -> Result<()> {
+    for_each_family(lab, |lab, stage, checks| {
+        let maps = Maps::of(lab.node(0).bpf_dir());
+        let data = stage.pattern.at(1, 20_000);
+        let jumbo = || -> Result<()> {
+            let mut pieces = stage.datagram(data)?.id(1).pieces(8_952)?;
+            pieces.reverse();
+            stage.send(&pieces)?;
+            stage.arrives(data).map(drop)
+        };
+        checks.note(&format!("{} jumbo frames, reversed", stage.family), jumbo());
+        let before = maps.dropped(DropReason::FragmentUnknown)?;
+        let longer = || -> Result<()> {
+            let pieces = stage.datagram(data)?.id(2).pieces(9_600)?;
+            stage.send(&pieces)?;
+            stage.arrives(data)?;
+            let datagram = stage.datagram(data)?.id(3);
+            stage.send(&[datagram.piece(9_600..19_200)?, datagram.piece(0..9_600)?])?;
+            poll::eventually("the longer piece is dropped", Duration::from_secs(2), || {
+                let dropped = maps.dropped(DropReason::FragmentUnknown)? - before;
+                ensure!(dropped == 1, "{dropped} are counted");
+                Ok(())
+            })
+        };
+        checks.note(&format!("{} longer frames", stage.family), longer());
+        checks.note(&format!("{} afterwards", stage.family), stage.goes_on());
         Ok(())
     })
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use anyhow::{Context, Result, bail, ensure};
 use hypha_lab::{
-    Family, Lab, LabSpec, Routing, Station,
+    Family, Lab, LabSpec, Pod, Routing, Station,
     netns::Netns,
     shell,
     traffic::{
@@ -226,33 +226,48 @@ impl Station for Inside<'_> {
 /// VXLAN between a pod and the world, through masquerade: a checksum and segments inside of datagrams that are translated.
 fn tunnels_of_pods(lab: &mut Lab) -> Result<()> {
     let a = lab.node(0).add_pod("a")?;
-    let node = lab.node(0).as_ref();
     let mut checks = Checks::default();
     // Whatever the uplink gets, it sends out complete.
-    offload::switch(node.netns(), DEVICE, &[])?;
+    offload::switch(lab.node(0).netns(), DEVICE, &[])?;
     // With and without a checksum outside; each tunnel has a port of its own, which masquerade keeps.
     for (number, (outer, checksum)) in
         [(Family::V4, false), (Family::V4, true), (Family::V6, false), (Family::V6, true)]
             .into_iter()
             .enumerate()
     {
-        let near = tunnel(&a, lab.world().address(outer), number, 1, checksum)?;
-        let far = tunnel(lab.world(), node.address(outer), number, 2, checksum)?;
-        for on in [&Offload::ALL[..], &[Offload::TransmitChecksum], &[]] {
-            for device in [DEVICE, &near.1] {
-                offload::switch(a.netns(), device, on)?;
-            }
-            for inner in Family::BOTH {
-                let what = format!("{inner} in {outer}, checksum {checksum}, with {on:?}");
-                let capture = Capture::start(lab.world().netns(), DEVICE)?;
-                checks.note(&what, inside(&near.0, &far.0, inner));
-                let outside = capture.finish()?;
-                let from_node = |src| src == node.address(outer);
-                let outcome =
-                    if checksum { all_right(&outside, from_node) } else { none_at_all(&outside, from_node) };
-                checks.note(&format!("{what}, outside"), outcome);
-            }
+        // The program may take a complete checksum for a partial one, for one in 65,536 combinations of addresses and lengths: a
+        // tunnel with other MACs tells that from what is always wrong.
+        let tried = tunnel_of_pod(lab, &a, number, outer, checksum);
+        let outcome = tried.or_else(|_| tunnel_of_pod(lab, &a, number + 10, outer, checksum));
+        checks.note(&format!("in {outer}, checksum {checksum}"), outcome);
+    }
+    checks.finish()
+}
+
+/// One tunnel with every setting of the pod's offloads, gone afterwards: what it has to say of its own now and then must not be
+/// taken for the next one's.
+fn tunnel_of_pod(lab: &Lab, a: &Pod, number: usize, outer: Family, checksum: bool) -> Result<()> {
+    let node = lab.node(0).as_ref();
+    let near = tunnel(a, lab.world().address(outer), number, 1, checksum)?;
+    let far = tunnel(lab.world(), node.address(outer), number, 2, checksum)?;
+    let mut checks = Checks::default();
+    for on in [&Offload::ALL[..], &[Offload::TransmitChecksum], &[]] {
+        for device in [DEVICE, &near.1] {
+            offload::switch(a.netns(), device, on)?;
         }
+        for inner in Family::BOTH {
+            let what = format!("{inner}, with {on:?}");
+            let capture = Capture::start(lab.world().netns(), DEVICE)?;
+            checks.note(&what, inside(&near.0, &far.0, inner));
+            let outside = capture.finish()?;
+            let from_node = |src| src == node.address(outer);
+            let outcome =
+                if checksum { all_right(&outside, from_node) } else { none_at_all(&outside, from_node) };
+            checks.note(&format!("{what}, outside"), outcome);
+        }
+    }
+    for (end, device) in [&near, &far] {
+        shell::ip(end.netns(), &format!("link delete {device}"))?;
     }
     checks.finish()
 }

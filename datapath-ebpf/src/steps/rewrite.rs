@@ -44,7 +44,8 @@ pub fn end<F: Family>(skb: Skb, transport: &Transport, change: &Change<'_>) -> R
 /// sum the rest.
 ///
 /// The kernel's helpers ask the packet's state instead. But where a datagram wraps a packet (VXLAN), that state is about the inner one,
-/// and the outer checksum is complete, unless segments are to be split.
+/// and the outer checksum is complete, unless segments are to be split. So the value itself has to tell: for one in 65,536 combinations
+/// of a tunnel's addresses and packet lengths a complete one looks partial, and its receiver drops it.
 #[inline(always)]
 fn complete_udp_checksum<F: Family>(skb: Skb, transport: &Transport) -> Result<Option<u16>, DropReason> {
     const LENGTH: u32 = 4;

@@ -90,7 +90,11 @@ const fn is_error<F: Family>(icmp_type: u8) -> bool {
 #[inline(always)]
 pub fn parse<F: Family>(skb: Skb, header: &F::Header, transport: &mut Transport) -> Result<(), DropReason> {
     check_header::<F>(skb, header)?;
-    let end = if skb.gso_size() == 0 { ETHERNET_LEN + F::packet_length(header) } else { skb.len() as usize };
+    // A packet that is still to be split may be longer than its header can tell (BIG TCP): the length is zero then.
+    let nothing = if F::V4 { 0 } else { size_of::<F::Header>() };
+    let said = F::packet_length(header);
+    let untold = said == nothing && skb.gso_size() != 0;
+    let end = if untold { skb.len() as usize } else { ETHERNET_LEN + said };
     if end > skb.len() as usize {
         return Err(DropReason::Malformed);
     }

@@ -117,6 +117,14 @@ pub enum Sender {
     Remote,
 }
 
+impl Segment {
+    /// Whether these flags ask for a new connection: SYN without ACK.
+    #[inline(always)]
+    pub const fn opens(flags: u8) -> bool {
+        flags & (TCP_SYN | TCP_ACK) == TCP_SYN
+    }
+}
+
 impl Flow {
     /// Which timeout applies.
     #[inline(always)]
@@ -168,9 +176,7 @@ impl Flow {
     /// How long nothing was seen, in ticks.
     #[inline(always)]
     pub const fn idle(&self, now: u32) -> u32 {
-        let idle = now.wrapping_sub(self.last_seen());
-        // Another CPU may have seen a packet a moment after this one read the clock.
-        if idle > i32::MAX as u32 { 0 } else { idle }
+        elapsed(self.last_seen(), now)
     }
 
     /// Leaves a packet's traces: `length` in bytes with the Ethernet header, `now` in ticks, the segment if it is TCP.
@@ -190,7 +196,7 @@ impl Flow {
 
     #[inline(always)]
     fn note_segment(&mut self, sender: Sender, segment: &Segment) {
-        let opens = segment.flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
+        let opens = Segment::opens(segment.flags);
         let from_opener = matches!(sender, Sender::Remote) == self.is_inbound();
         if opens && from_opener && matches!(self.tcp_class(), Class::TcpClosing) {
             self.reopen();
@@ -246,9 +252,17 @@ impl Direction {
     }
 }
 
+/// How long ago something was, all in ticks. What seems to come from the future was seen by another CPU, or a finer clock, a moment
+/// later: it is no time ago. (By [`is_after`] it would read better, and crash LLVM's BPF back end.)
+#[inline(always)]
+pub const fn elapsed(then: u32, now: u32) -> u32 {
+    let elapsed = now.wrapping_sub(then);
+    if elapsed > i32::MAX as u32 { 0 } else { elapsed }
+}
+
 /// Whether `a` comes after `b` in a number space that wraps.
 #[inline(always)]
-const fn is_after(a: u32, b: u32) -> bool {
+pub const fn is_after(a: u32, b: u32) -> bool {
     (a.wrapping_sub(b) as i32) > 0
 }
 

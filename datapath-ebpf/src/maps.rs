@@ -59,6 +59,12 @@ pod!(Endpoint);
 impl Endpoint {
     /// The address is the node's own: packets to it go up the host's stack.
     pub const HOST: u16 = 1;
+
+    /// Whether it is an address of the node's own.
+    #[inline(always)]
+    pub const fn is_host(&self) -> bool {
+        self.flags & Self::HOST != 0
+    }
 }
 
 /// `routes`: what [`Route::kind`] can be.

@@ -10,7 +10,7 @@ use std::{fs, path::Path};
 
 use aya::maps::{HashMap, IterableMap as _, Map, MapData, MapInfo};
 use datapath_ebpf::{
-    flow::{TICK_SHIFT, ticks, way_back},
+    flow::{TICK_SHIFT, is_after, ticks, way_back},
     maps::{Flow, FlowKey, Pool, PoolKey, Reverse},
 };
 use tracing::{info, warn};
@@ -118,10 +118,6 @@ impl Carry {
         info!(late, changed, "carried over what had changed meanwhile");
         forget(bpf_dir)
     }
-}
-
-fn is_after(a: u32, b: u32) -> bool {
-    a.wrapping_sub(b).cast_signed() > 0
 }
 
 /// Copies whole flows; returns how many fitted.

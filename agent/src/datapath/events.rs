@@ -11,7 +11,7 @@ use datapath_ebpf::{
     DropReason, Program,
     collect::Remote,
     event::Event,
-    flow::{is_echo, ticks},
+    flow::{elapsed, is_echo, ticks},
 };
 use zerocopy::FromBytes as _;
 
@@ -52,9 +52,7 @@ impl Dropped {
 
     /// How long ago it was, in ticks.
     pub fn age(&self) -> u32 {
-        let age = now().wrapping_sub(ticks(self.event.time));
-        // The programs' clock lags behind by a few milliseconds, never the other way round.
-        if age > i32::MAX as u32 { 0 } else { age }
+        elapsed(ticks(self.event.time), now())
     }
 }
 

@@ -9,7 +9,7 @@ use aya::{
 use datapath_ebpf::{
     DropReason, Forward, Ip, Program,
     event::Told,
-    flow::{TICK_SHIFT, TIMEOUTS},
+    flow::{TICK_SHIFT, TIMEOUTS, elapsed},
     maps::{CLAIM_BUCKETS, Counter, Endpoint, Flow, FlowKey, Pool, PoolKey, Reverse, Route},
     outcome::counter_index,
 };
@@ -211,9 +211,7 @@ pub fn pools(bpf_dir: &Path) -> Result<Vec<PoolRow>, DatapathError> {
 
 /// How long ago something was, in seconds, by the ticks of the maps.
 pub fn age(since: u32) -> u64 {
-    let ticks = collect::now().wrapping_sub(since);
-    // The programs' clock lags a little, never the other way round.
-    if ticks > i32::MAX as u32 { 0 } else { seconds_of_ticks(ticks) }
+    seconds_of_ticks(elapsed(since, collect::now()))
 }
 
 fn seconds_of_ticks(ticks: u32) -> u64 {

@@ -2,7 +2,6 @@
 
 use datapath_ebpf::{
     Forward,
-    maps::Endpoint,
     packet::{Family, V4, V6},
 };
 
@@ -34,9 +33,7 @@ fn receive<F: Family>(skb: Skb) -> Verdict {
         return Ok(Forward::Stack);
     }
     match find_endpoint(&dst) {
-        Some(endpoint) if endpoint.flags & Endpoint::HOST == 0 => {
-            deliver::to_pod::<F>(skb, &header, &endpoint, Forward::Pod)
-        }
+        Some(endpoint) if !endpoint.is_host() => deliver::to_pod::<F>(skb, &header, &endpoint, Forward::Pod),
         _ => Ok(Forward::Stack),
     }
 }

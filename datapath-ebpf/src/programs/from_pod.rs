@@ -2,7 +2,7 @@
 
 use datapath_ebpf::{
     DropReason, Forward,
-    maps::{Endpoint, RouteKind},
+    maps::RouteKind,
     packet::{Ethernet, Family, V4, V6},
 };
 
@@ -29,7 +29,7 @@ fn route<F: Family>(skb: Skb) -> Verdict {
     let (src, dst) = (F::src(&header), F::dst(&header));
     check_source::<F>(skb, &ethernet, &src, &dst)?;
     if let Some(destination) = find_endpoint(&dst) {
-        if destination.flags & Endpoint::HOST != 0 {
+        if destination.is_host() {
             return Ok(Forward::Stack);
         }
         return deliver::to_pod::<F>(skb, &header, &destination, Forward::Pod);

@@ -2,7 +2,7 @@
 
 use datapath_ebpf::{
     Forward,
-    maps::{Endpoint, OVERLAY_PORT},
+    maps::OVERLAY_PORT,
     packet::{self, Family, V4, V6},
 };
 
@@ -36,7 +36,7 @@ fn receive<F: Family>(skb: Skb) -> Verdict {
         return Ok(Forward::Stack);
     }
     match find_endpoint(&dst) {
-        Some(endpoint) if endpoint.flags & Endpoint::HOST == 0 => {
+        Some(endpoint) if !endpoint.is_host() => {
             inbound::track::<F>(skb, &header);
             deliver::to_pod::<F>(skb, &header, &endpoint, Forward::Pod)
         }

@@ -2,7 +2,7 @@
 
 use datapath_ebpf::{
     Forward,
-    maps::{Endpoint, RouteKind, Uplink},
+    maps::{RouteKind, Uplink},
     packet::{Family, V4, V6},
 };
 
@@ -35,7 +35,7 @@ fn send<F: Family>(skb: Skb) -> Verdict {
     }
     let exit = Exit::new::<F>(skb.ifindex(), &uplink);
     match find_endpoint(&F::src(&header)) {
-        Some(endpoint) if endpoint.flags & Endpoint::HOST != 0 => masquerade::host::<F>(skb, &header, &exit),
+        Some(endpoint) if endpoint.is_host() => masquerade::host::<F>(skb, &header, &exit),
         Some(_) if leaves_cluster::<F>(&header) => masquerade::pod::<F>(skb, &header, &exit),
         _ => Ok(Forward::Stack),
     }

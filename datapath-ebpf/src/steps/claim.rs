@@ -10,7 +10,7 @@ use core::ffi::c_void;
 use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated as helpers};
 use datapath_ebpf::{
     DropReason, Port,
-    flow::{Class, index_in_pool, is_echo, pool_of, way_back},
+    flow::{Class, Segment, index_in_pool, is_echo, pool_of, way_back},
     maps::{
         CLAIM_BUCKETS, Flow, FlowKey, MASQUERADE_PORT_FIRST, MASQUERADE_PORTS, POOL_WORDS, Pool, PoolKey,
         Reverse,
@@ -267,7 +267,7 @@ fn count_tries(tries: u32) {
 #[inline(always)]
 pub fn is_for_listener(skb: Skb, scratch: &mut Scratch, flow: &Flow) -> bool {
     let Some(segment) = scratch.transport.segment() else { return false };
-    segment.flags & (packet::TCP_SYN | packet::TCP_ACK) == packet::TCP_SYN
+    Segment::opens(segment.flags)
         && flow.flags & Flow::HOST == 0
         && flow.class(packet::TCP) != Class::TcpOpening
         && sockets::would_get(skb, &scratch.key, &mut scratch.tuple)

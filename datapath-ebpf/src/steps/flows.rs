@@ -6,8 +6,8 @@
 use aya_ebpf::bindings::BPF_NOEXIST;
 use datapath_ebpf::{
     DropReason, Ip, Port,
-    flow::{Sender, flow_of, way_back},
-    maps::{Direction, Flow},
+    flow::{Sender, elapsed, flow_of, ticks_of_seconds, way_back},
+    maps::{Direction, Flow, FlowKey},
     packet::Family,
 };
 
@@ -66,12 +66,16 @@ fn note(flow: &mut Flow, sender: Sender, skb: Skb, transport: &Transport) {
 fn end(scratch: &mut Scratch) {
     scratch.back = way_back(&scratch.key, scratch.nat_address, scratch.nat_port);
     let _ = CONNTRACK.remove(&scratch.key);
-    // SAFETY: compared at once.
-    let is_own = unsafe { NAT.get(&scratch.back) }
-        .is_some_and(|back| back.address == scratch.key.src && back.port == scratch.key.src_port);
-    if is_own {
+    if leads_to(&scratch.back, &scratch.key) {
         release(scratch);
     }
+}
+
+/// Whether the way back is this flow's.
+#[inline(always)]
+pub fn leads_to(back: &FlowKey, key: &FlowKey) -> bool {
+    // SAFETY: compared at once.
+    unsafe { NAT.get(back) }.is_some_and(|back| back.address == key.src && back.port == key.src_port)
 }
 
 /// Gives the claim `scratch.back` back.
@@ -160,8 +164,8 @@ pub fn find_reply(skb: Skb, scratch: &mut Scratch) -> Option<&'static Flow> {
 /// A claim without a flow translates nothing. A young one may belong to a flow that is just being made.
 #[inline(never)]
 fn forget_orphan(scratch: &mut Scratch, created: u32) {
-    const GRACE: u32 = datapath_ebpf::flow::ticks_of_seconds(1);
-    if clock::ticks().wrapping_sub(created) > GRACE {
+    const GRACE: u32 = ticks_of_seconds(1);
+    if elapsed(created, clock::ticks()) > GRACE {
         scratch.back = scratch.key;
         release(scratch);
     }

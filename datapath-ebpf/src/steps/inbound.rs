@@ -2,6 +2,7 @@
 
 use datapath_ebpf::{
     Ip,
+    flow::Segment,
     packet::{self, ETHERNET_LEN, Family},
 };
 
@@ -39,12 +40,7 @@ fn is_among_pods<F: Family>(src: &Ip) -> bool {
 fn is_syn<F: Family>(skb: Skb, header: &F::Header) -> bool {
     const FLAGS: usize = 13;
     let offset = ETHERNET_LEN + F::length(header) + FLAGS;
-    skb.load::<u8>(offset as u32).is_ok_and(opens)
-}
-
-#[inline(always)]
-fn opens(flags: u8) -> bool {
-    flags & (packet::TCP_SYN | packet::TCP_ACK) == packet::TCP_SYN
+    skb.load::<u8>(offset as u32).is_ok_and(Segment::opens)
 }
 
 #[inline(never)]
@@ -57,6 +53,6 @@ fn follow<F: Family>(skb: Skb, header: &F::Header) {
     }
     let src = F::src(header);
     scratch.key = scratch.transport.key(src, F::dst(header)).reversed();
-    let may_open = scratch.transport.segment().is_none_or(|segment| opens(segment.flags));
+    let may_open = scratch.transport.segment().is_none_or(|segment| Segment::opens(segment.flags));
     flows::follow_inbound(skb, scratch, || may_open && find_route(&src).is_none());
 }

@@ -2,7 +2,7 @@
 
 use datapath_ebpf::{
     DropReason, Forward, Ip,
-    maps::{Endpoint, Flow},
+    maps::Flow,
     packet::{self, Family},
 };
 
@@ -19,7 +19,7 @@ use super::{
     scratch::{self, Scratch},
     skb::Skb,
     source::Exit,
-    tables::{CONNTRACK, NAT, find_endpoint},
+    tables::{CONNTRACK, NAT, find_endpoint, is_host_address},
     transport::{self, Kind},
 };
 
@@ -164,7 +164,7 @@ fn later_fragment_of_reply<F: Family>(skb: Skb, header: &F::Header, scratch: &mu
         Admitted::Yes => {}
         Admitted::No => return Err(DropReason::FragmentOverlap),
         Admitted::TooEarly => {
-            if !is_own(&scratch.key.dst) || held::keep(skb, work) != Kept::Admitted {
+            if !is_host_address(&scratch.key.dst) || held::keep(skb, work) != Kept::Admitted {
                 return Ok(Forward::Stack);
             }
         }
@@ -172,12 +172,6 @@ fn later_fragment_of_reply<F: Family>(skb: Skb, header: &F::Header, scratch: &mu
     let owner = work.address;
     let translate = || rewrite::address::<F>(skb, End::Destination, &owner);
     to_owner::<F>(skb, header, &owner, Forward::Unmasquerade, translate)
-}
-
-/// Whether it is an address of the node's.
-#[inline(always)]
-fn is_own(ip: &Ip) -> bool {
-    find_endpoint(ip).is_some_and(|endpoint| endpoint.flags & Endpoint::HOST != 0)
 }
 
 /// Translates a reply whose flow is `scratch.flow_key`.
@@ -207,7 +201,7 @@ fn to_owner<F: Family>(
     translate: impl FnOnce() -> Result<(), DropReason>,
 ) -> Verdict {
     let endpoint = find_endpoint(owner).ok_or(DropReason::NoEndpoint)?;
-    let is_host = endpoint.flags & Endpoint::HOST != 0;
+    let is_host = endpoint.is_host();
     if !is_host && F::ttl(header) <= 1 {
         // Before the translation: an error must quote the packet as its sender knows it.
         return icmp_error::time_exceeded::<F>(skb, header);

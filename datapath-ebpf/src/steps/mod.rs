@@ -13,7 +13,6 @@ pub mod forward;
 pub mod fragments;
 pub mod icmp_error;
 pub mod inbound;
-pub mod leftovers;
 pub mod masquerade;
 pub mod quote;
 pub mod related;

@@ -6,13 +6,13 @@ use aya_ebpf::{
     },
     helpers::generated as helpers,
 };
-use datapath_ebpf::{
-    Ip,
-    maps::{Endpoint, Uplink},
-    packet::Family,
-};
+use datapath_ebpf::{Ip, maps::Uplink, packet::Family};
 
-use super::{scratch::Scratch, skb::Skb, tables::ENDPOINTS};
+use super::{
+    scratch::Scratch,
+    skb::Skb,
+    tables::{ENDPOINTS, is_host_address},
+};
 
 /// An uplink as a packet's way out of the node.
 #[derive(Clone, Copy)]
@@ -34,17 +34,11 @@ impl Exit {
 /// would find nobody.
 #[inline(never)]
 pub fn choose<F: Family>(skb: Skb, scratch: &mut Scratch, exit: &Exit) -> bool {
-    if ask_kernel::<F>(skb, scratch, exit.ifindex) && is_of_the_node(&scratch.nat_address) {
+    if ask_kernel::<F>(skb, scratch, exit.ifindex) && is_host_address(&scratch.nat_address) {
         return true;
     }
     scratch.nat_address = exit.address;
-    is_of_the_node(&scratch.nat_address)
-}
-
-#[inline(always)]
-fn is_of_the_node(address: &Ip) -> bool {
-    // SAFETY: one field is read before anything else touches the map.
-    unsafe { ENDPOINTS.get(address) }.is_some_and(|endpoint| endpoint.flags & Endpoint::HOST != 0)
+    is_host_address(&scratch.nat_address)
 }
 
 /// False where the kernel has no answer, another way out, or is older than 6.7 and does not know the question.

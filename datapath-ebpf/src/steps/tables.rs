@@ -75,6 +75,13 @@ pub fn find_endpoint(ip: &Ip) -> Option<Endpoint> {
     unsafe { ENDPOINTS.get(ip) }.copied()
 }
 
+/// Whether it is an address of the node's own.
+#[inline(always)]
+pub fn is_host_address(ip: &Ip) -> bool {
+    // SAFETY: one field is read before anything else touches the map.
+    unsafe { ENDPOINTS.get(ip) }.is_some_and(Endpoint::is_host)
+}
+
 /// The longest prefix that holds this address. Not copied, for the stack's sake: unlike a hash map, a trie gives a replaced
 /// entry's memory to nobody before the programs that may see it are done.
 #[inline(always)]

@@ -32,7 +32,7 @@ const LIFETIME: u32 = flow::ticks_of_seconds(Fragment::LIFETIME);
 /// Whether something that came then is too old to belong to what comes now.
 #[inline(always)]
 pub fn is_stale(created: u32) -> bool {
-    clock::ticks().wrapping_sub(created) > LIFETIME
+    flow::elapsed(created, clock::ticks()) > LIFETIME
 }
 
 /// Whether a fragment may pass.

@@ -13,33 +13,35 @@
 //! - A flow that a program ends at the same time because its route has changed may be made anew between the look at its way back
 //!   and the removal of that. Then one half can be left; both kinds of halves are looked for in an audit.
 
+mod leftovers;
+
 use core::ffi::c_void;
 
 use aya_ebpf::{helpers::generated as helpers, programs::RawTracePointContext};
 use datapath_ebpf::{
-    Ip,
     collect::{AUDIT, Argument, CAUSES, Cause, Collection, EVICT, OWNERS},
-    flow::{TIMEOUTS, is_echo, ticks, ticks_of_seconds, way_back},
-    maps::{Endpoint, Flow, FlowKey},
+    flow::{TIMEOUTS, elapsed, is_echo, ticks, ticks_of_seconds, way_back},
+    maps::{Flow, FlowKey},
 };
 
 use crate::steps::{
-    claim, leftovers,
-    tables::{COLLECTION, CONNTRACK, NAT, find_endpoint},
+    claim,
+    flows::leads_to,
+    tables::{COLLECTION, CONNTRACK, NAT, find_endpoint, is_host_address},
 };
 
 /// A half of a flow may be one that is just being made; an older one was cut short.
-pub const HALF_MADE: u32 = ticks_of_seconds(10);
+const HALF_MADE: u32 = ticks_of_seconds(10);
 
 /// The argument of the callbacks.
 #[repr(C)]
-pub struct Run {
-    pub found: *mut Collection,
-    pub mode: u64,
+struct Run {
+    found: *mut Collection,
+    mode: u64,
     quota: u64,
     classes: u64,
     remote: [u64; 3],
-    pub now: u32,
+    now: u32,
     idle: u32,
 }
 
@@ -110,11 +112,11 @@ fn has_ended(key: &FlowKey, flow: &Flow, run: &Run) -> Option<Cause> {
         if find_endpoint(&key.src).is_none() {
             return Some(Cause::Owner);
         }
-        if !flow.nat_address.is_unspecified() && !is_hosts(&flow.nat_address) {
+        if !flow.nat_address.is_unspecified() && !is_host_address(&flow.nat_address) {
             return Some(Cause::Address);
         }
     }
-    let settled = run.now.wrapping_sub(ticks(flow.created)).wrapping_sub(HALF_MADE) <= i32::MAX as u32;
+    let settled = elapsed(ticks(flow.created), run.now) > HALF_MADE;
     if run.mode & AUDIT != 0 && settled && !flow.nat_address.is_unspecified() {
         let back = way_back(key, flow.nat_address, flow.nat_port);
         if !leads_to(&back, key) {
@@ -122,18 +124,6 @@ fn has_ended(key: &FlowKey, flow: &Flow, run: &Run) -> Option<Cause> {
         }
     }
     None
-}
-
-#[inline(always)]
-fn is_hosts(ip: &Ip) -> bool {
-    find_endpoint(ip).is_some_and(|endpoint| endpoint.flags & Endpoint::HOST != 0)
-}
-
-/// Whether the way back is this flow's.
-#[inline(always)]
-fn leads_to(back: &FlowKey, key: &FlowKey) -> bool {
-    // SAFETY: compared at once.
-    unsafe { NAT.get(back) }.is_some_and(|back| back.address == key.src && back.port == key.src_port)
 }
 
 /// Removes both halves of a flow, and gives its port back. `key` is no pointer into the map.

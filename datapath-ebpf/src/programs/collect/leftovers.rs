@@ -6,15 +6,15 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::generated as helpers;
 use datapath_ebpf::{
     collect::{AUDIT, OWNERS},
-    flow::{flow_of, ticks_of_seconds},
-    maps::{Endpoint, FlowKey, Fragment, FragmentKey, Pool, PoolKey, Reverse},
+    flow::{elapsed, flow_of, ticks_of_seconds},
+    maps::{FlowKey, Fragment, FragmentKey, Pool, PoolKey, Reverse},
 };
 
-use super::{
+use super::{HALF_MADE, Run};
+use crate::steps::{
     claim,
     tables::{CONNTRACK, FRAGMENTS, NAT, PORTS, find_endpoint},
 };
-use crate::programs::collect::{HALF_MADE, Run};
 
 /// A pool that was not searched for so long is not needed: random tries find a port again.
 const POOL_UNUSED: u32 = ticks_of_seconds(60);
@@ -38,18 +38,11 @@ pub fn collect(run: &mut Run) {
     }
 }
 
-/// Whether something that happened at `then` is longer ago than `age`.
-#[inline(always)]
-fn is_older(then: u32, age: u32, now: u32) -> bool {
-    let elapsed = now.wrapping_sub(then);
-    elapsed > age && elapsed <= i32::MAX as u32
-}
-
 #[inline(never)]
 extern "C" fn visit_back(_map: *mut c_void, key: *const FlowKey, back: *const Reverse, run: *mut Run) -> u64 {
     // SAFETY: the helper passes an entry's key and value, and what `collect` gave it.
     let (key, back, run) = unsafe { (*key, *back, &mut *run) };
-    if is_older(back.created, HALF_MADE, run.now)
+    if elapsed(back.created, run.now) > HALF_MADE
         && CONNTRACK.get_ptr(&flow_of(&key, back.address, back.port)).is_none()
         && is_still(&key, &back)
     {
@@ -74,7 +67,7 @@ fn is_still(key: &FlowKey, back: &Reverse) -> bool {
 extern "C" fn visit_pool(_map: *mut c_void, key: *const PoolKey, pool: *const Pool, run: *mut Run) -> u64 {
     // SAFETY: the helper passes an entry's key and value, and what `collect` gave it.
     let (key, last_used, run) = unsafe { (*key, (*pool).last_used, &mut *run) };
-    if is_older(last_used, POOL_UNUSED, run.now) {
+    if elapsed(last_used, run.now) > POOL_UNUSED {
         let _ = PORTS.remove(&key);
         // SAFETY: `collect`'s caller gave a valid pointer.
         unsafe { (*run.found).pools += 1 };
@@ -91,9 +84,8 @@ extern "C" fn visit_fragment(
 ) -> u64 {
     // SAFETY: the helper passes an entry's key and value, and what `collect` gave it.
     let (key, address, run) = unsafe { (*key, (*fragment).address, &mut *run) };
-    // On the way in the destination is the node's and the address the owner's; on the way out the source is the owner's.
-    let inwards = find_endpoint(&key.dst).is_some_and(|it| it.flags & Endpoint::HOST != 0);
-    let owner = if inwards { address } else { key.src };
+    // What comes from the world has no pod's device in its key, and the owner's address in its value.
+    let owner = if key.ifindex == 0 { address } else { key.src };
     if find_endpoint(&owner).is_none() {
         let _ = FRAGMENTS.remove(&key);
         // SAFETY: `collect`'s caller gave a valid pointer.

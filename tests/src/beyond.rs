@@ -13,10 +13,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::Result;
 
-use crate::{family::Family, netns::Netns, shell, station::Station};
+use crate::{family::Family, netns::Netns, shell, station::Station, topology::bring_up_eth0};
 
 const FAR_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
 const FAR_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, 0x10);
+const FAR_ROUTER_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const FAR_ROUTER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, 1);
+const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(172, 20, 0, 1);
+const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfd20, 0, 0, 0, 0, 0, 0, 1);
 const ROUTER_V4: Ipv4Addr = Ipv4Addr::new(172, 20, 0, 2);
 const ROUTER_V6: Ipv6Addr = Ipv6Addr::new(0xfd20, 0, 0, 0, 0, 0, 0, 2);
 
@@ -44,40 +48,27 @@ impl Beyond {
             &format!(
                 "link add beyond type veth peer name eth0 netns {}\n\
                  link set beyond up\n\
-                 address add 172.20.0.1/24 dev beyond\n\
-                 address add fd20::1/64 dev beyond nodad\n\
+                 address add {GATEWAY_V4}/24 dev beyond\n\
+                 address add {GATEWAY_V6}/64 dev beyond nodad\n\
                  route add 192.0.2.0/24 via {ROUTER_V4}\n\
                  route add 2001:db8:3::/64 via {ROUTER_V6}\n",
                 router.name()
             ),
         )?;
+        bring_up_eth0(&router, (ROUTER_V4, ROUTER_V6), (GATEWAY_V4, GATEWAY_V6))?;
         shell::ip_batch(
             &router,
             &format!(
-                "link set eth0 up\n\
-                 address add {ROUTER_V4}/24 dev eth0\n\
-                 address add {ROUTER_V6}/64 dev eth0 nodad\n\
-                 route add default via 172.20.0.1\n\
-                 route add default via fd20::1\n\
-                 link add far type veth peer name eth0 netns {}\n\
+                "link add far type veth peer name eth0 netns {}\n\
                  link set far up\n\
-                 address add 192.0.2.1/24 dev far\n\
-                 address add 2001:db8:3::1/64 dev far nodad\n\
+                 address add {FAR_ROUTER_V4}/24 dev far\n\
+                 address add {FAR_ROUTER_V6}/64 dev far nodad\n\
                  route add {FAR_V4} dev far mtu {mtu}\n\
                  route add {FAR_V6} dev far mtu {mtu}\n",
                 host.name()
             ),
         )?;
-        shell::ip_batch(
-            &host,
-            &format!(
-                "link set eth0 up\n\
-                 address add {FAR_V4}/24 dev eth0\n\
-                 address add {FAR_V6}/64 dev eth0 nodad\n\
-                 route add default via 192.0.2.1\n\
-                 route add default via 2001:db8:3::1\n"
-            ),
-        )?;
+        bring_up_eth0(&host, (FAR_V4, FAR_V6), (FAR_ROUTER_V4, FAR_ROUTER_V6))?;
         Ok(Self { host, _router: router })
     }
 

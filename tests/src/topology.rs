@@ -91,6 +91,8 @@ pub struct Topology {
     world: Host,
 }
 
+const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
 const WORLD_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 const WORLD_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x10);
 
@@ -108,26 +110,17 @@ impl Topology {
             &format!(
                 "link add world mtu {world_mtu} type veth peer name eth0 mtu {world_mtu} netns {world}\n\
                  link set world up\n\
-                 address add 203.0.113.1/24 dev world\n\
-                 address add 2001:db8:1::1/64 dev world nodad\n",
+                 address add {GATEWAY_V4}/24 dev world\n\
+                 address add {GATEWAY_V6}/64 dev world nodad\n",
                 world = world.name()
             ),
         )?;
-        shell::ip_batch(
-            &world,
-            &format!(
-                "link set eth0 up\n\
-                 address add {WORLD_V4}/24 dev eth0\n\
-                 address add {WORLD_V6}/64 dev eth0 nodad\n\
-                 route add default via 203.0.113.1\n\
-                 route add default via 2001:db8:1::1\n"
-            ),
-        )?;
+        bring_up_eth0(&world, (WORLD_V4, WORLD_V6), (GATEWAY_V4, GATEWAY_V6))?;
         let topology = Self {
             segments,
             mtu,
             wire,
-            gateway: Host { name: "gateway", netns: gateway, v4: [203, 0, 113, 1].into(), v6: gateway_v6() },
+            gateway: Host { name: "gateway", netns: gateway, v4: GATEWAY_V4, v6: GATEWAY_V6 },
             world: Host { name: "world", netns: world, v4: WORLD_V4, v6: WORLD_V6 },
         };
         if segments == Segments::Shared {
@@ -179,17 +172,7 @@ impl Topology {
                 ),
             )?,
         }
-        shell::ip_batch(
-            node,
-            &format!(
-                "link set eth0 up\n\
-                 address add {}/24 dev eth0\n\
-                 address add {}/64 dev eth0 nodad\n\
-                 route add default via {}\n\
-                 route add default via {}\n",
-                plan.v4, plan.v6, plan.gateway_v4, plan.gateway_v6
-            ),
-        )
+        bring_up_eth0(node, (plan.v4, plan.v6), (plan.gateway_v4, plan.gateway_v6))
     }
 
     /// Cuts a node off.
@@ -212,8 +195,22 @@ impl Topology {
     }
 }
 
-fn gateway_v6() -> Ipv6Addr {
-    Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1)
+/// A host with one link: `eth0` up, with an address of each family (prefixes of 24 and 64 bits) and default routes to the gateways.
+pub(crate) fn bring_up_eth0(
+    netns: &Netns,
+    (v4, v6): (Ipv4Addr, Ipv6Addr),
+    (gateway_v4, gateway_v6): (Ipv4Addr, Ipv6Addr),
+) -> Result<()> {
+    shell::ip_batch(
+        netns,
+        &format!(
+            "link set eth0 up\n\
+             address add {v4}/24 dev eth0\n\
+             address add {v6}/64 dev eth0 nodad\n\
+             route add default via {gateway_v4}\n\
+             route add default via {gateway_v6}\n"
+        ),
+    )
 }
 
 /// A machine whose bridges call netfilter would filter our wire with its own rules.

@@ -164,6 +164,11 @@ impl Lab {
         self.registration.tag()
     }
 
+    /// The lab's own directory, gone with it.
+    pub fn dir(&self) -> PathBuf {
+        self.registration.dir()
+    }
+
     /// The directory that the agents read Kubernetes objects from.
     pub fn source_dir(&self) -> &Path {
         &self.source_dir

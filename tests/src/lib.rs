@@ -19,6 +19,7 @@ mod agent;
 pub mod annex;
 pub mod beyond;
 pub mod binaries;
+pub mod cluster;
 pub mod cni;
 pub mod demo;
 mod diagnosis;

@@ -21,11 +21,12 @@ use crate::shell;
 /// Where `ip netns` keeps its names.
 const NAMES: &str = "/run/netns";
 
-/// A named network namespace, removed on drop.
+/// A named network namespace, removed on drop by whoever made it.
 #[derive(Debug)]
 pub struct Netns {
     name: String,
     file: File,
+    owned: bool,
 }
 
 impl Netns {
@@ -33,13 +34,19 @@ impl Netns {
     /// detection, no router solicitations: nobody else is on these wires).
     pub fn create(name: &str) -> Result<Self> {
         shell::text(Command::new("ip").args(["netns", "add", name]))?;
-        let path = Path::new(NAMES).join(name);
-        let file = File::open(&path).with_context(|| format!("cannot open namespace {}", path.display()))?;
-        let netns = Self { name: name.to_owned(), file };
+        let mut netns = Self::open(name)?;
+        netns.owned = true;
         netns.sysctl("ipv6/conf/default/accept_dad", "0")?;
         netns.sysctl("ipv6/conf/default/router_solicitations", "0")?;
         shell::ip(&netns, "link set lo up")?;
         Ok(netns)
+    }
+
+    /// A namespace that another made, and that stays when this is dropped.
+    pub fn open(name: &str) -> Result<Self> {
+        let path = Path::new(NAMES).join(name);
+        let file = File::open(&path).with_context(|| format!("cannot open namespace {}", path.display()))?;
+        Ok(Self { name: name.to_owned(), file, owned: false })
     }
 
     /// Its name under `/run/netns`.
@@ -109,6 +116,8 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
-        Self::delete(&self.name);
+        if self.owned {
+            Self::delete(&self.name);
+        }
     }
 }

@@ -21,6 +21,11 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Runs a program to its end with `input` on standard input, and kills it when it does not end.
 pub fn run(command: &mut Command, input: &[u8]) -> Result<Output> {
+    run_within(command, input, DEADLINE)
+}
+
+/// The same for a program that may take longer or must be quicker.
+pub fn run_within(command: &mut Command, input: &[u8], deadline: Duration) -> Result<Output> {
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -34,12 +39,12 @@ pub fn run(command: &mut Command, input: &[u8]) -> Result<Output> {
         // A program that does not read its input must not stop us: it may end with the pipe full.
         scope.spawn(move || stdin.map(|mut pipe| pipe.write_all(input)));
         scope.spawn(move || done.send(child.wait_with_output()));
-        match ended.recv_timeout(DEADLINE) {
+        match ended.recv_timeout(deadline) {
             Ok(output) => output.with_context(|| format!("cannot wait for {}", line(command))),
             Err(_) => {
                 // The waiting thread has not reaped it yet, so the process id is still this child's.
                 kill(pid, Signal::SIGKILL).context("cannot kill a program that hangs")?;
-                bail!("{} did not end within {DEADLINE:?}", line(command))
+                bail!("{} did not end within {deadline:?}", line(command))
             }
         }
     })
@@ -47,7 +52,12 @@ pub fn run(command: &mut Command, input: &[u8]) -> Result<Output> {
 
 /// What a program that must succeed wrote to standard output.
 pub fn text(command: &mut Command) -> Result<String> {
-    let output = run(command, b"")?;
+    text_within(command, DEADLINE)
+}
+
+/// The same for a program that may take longer or must be quicker.
+pub fn text_within(command: &mut Command, deadline: Duration) -> Result<String> {
+    let output = run_within(command, b"", deadline)?;
     if !output.status.success() {
         bail!("{} failed ({}):\n{}", line(command), output.status, said(&output));
     }

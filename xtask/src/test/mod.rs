@@ -69,7 +69,7 @@ fn phases(options: &Options, totals: &mut Totals) -> anyhow::Result<()> {
             totals.skipped += count;
             continue;
         }
-        if suite.phase == Phase::Lab && binaries.is_none() {
+        if suite.phase >= Phase::Lab && binaries.is_none() {
             // The lab tests what is shipped: the same profile, with its link-time optimisation and abort on panic.
             binaries = Some(compile::binaries(true)?);
         }

@@ -15,7 +15,7 @@ struct Tool {
     purpose: &'static str,
 }
 
-const TOOLS: [Tool; 13] = [
+const TOOLS: [Tool; 15] = [
     Tool { program: "bpftool", package: "bpftool", purpose: "map dumps as an operator sees them" },
     Tool { program: "curl", package: "curl", purpose: "HTTP between pods" },
     Tool { program: "ethtool", package: "ethtool", purpose: "switching offloads" },
@@ -29,9 +29,11 @@ const TOOLS: [Tool; 13] = [
     Tool { program: "nsenter", package: "util-linux", purpose: "agents inside the lab's namespaces" },
     Tool { program: "ping", package: "iputils-ping", purpose: "ICMP echo" },
     Tool { program: "ps", package: "procps", purpose: "what the agents use" },
+    Tool { program: "runc", package: "runc", purpose: "containers of the clusters" },
     Tool { program: "tcpdump", package: "tcpdump", purpose: "captures for failed scenarios" },
     Tool { program: "tracepath", package: "iputils-tracepath", purpose: "path MTU as a pod sees it" },
     Tool { program: "traceroute", package: "traceroute", purpose: "hops as a pod sees them" },
+    Tool { program: "unzip", package: "unzip", purpose: "the Go toolchain, where it has to be fetched" },
     Tool {
         program: "/usr/lib/cni/bridge",
         package: "containernetworking-plugins",

@@ -18,6 +18,8 @@ pub enum Phase {
     Programs,
     /// Real agents and real traffic between namespaces.
     Lab,
+    /// Real Kubernetes: a control plane, nodes with containerd and kubelet, Hypha installed from its manifest.
+    Cluster,
 }
 
 impl Phase {
@@ -31,6 +33,8 @@ impl Phase {
         Duration::from_mins(match self {
             Self::Unit | Self::Programs => 10,
             Self::Lab => 40,
+            // Building Kubernetes takes ten minutes of it where nothing is cached.
+            Self::Cluster => 45,
         })
     }
 }
@@ -108,6 +112,7 @@ fn suite(message: &str) -> Option<Suite> {
     let kind = target.kind.first()?;
     let phase = match (kind.as_str(), target.name.as_str()) {
         ("test", "lab") => Phase::Lab,
+        ("test", "cluster") => Phase::Cluster,
         ("test", "netlink" | "programs") => Phase::Programs,
         _ => Phase::Unit,
     };
@@ -141,6 +146,7 @@ mod tests {
         assert_eq!(phase("test", "cli"), Phase::Unit);
         assert_eq!(phase("test", "programs"), Phase::Programs);
         assert_eq!(phase("test", "lab"), Phase::Lab);
+        assert_eq!(phase("test", "cluster"), Phase::Cluster);
         assert_eq!(suite(&message("lib", "hypha_agent", true)).unwrap().name, "agent (lib hypha_agent)");
     }
 

@@ -8,8 +8,6 @@
 //! The plugin starts anew for every interface of every pod, so nothing heavy may come in here: no async runtime,
 //! no argument parser, no logger.
 
-#[cfg(shim_entry)]
-mod entry;
 pub mod protocol;
 pub mod queue;
 pub mod shim;

@@ -9,6 +9,7 @@ mod bpf;
 mod compile;
 mod demo;
 mod ebpf;
+mod image;
 mod table;
 mod test;
 mod tidy;
@@ -28,6 +29,8 @@ enum Task {
     BuildEbpf(ebpf::Options),
     /// Build the agent and the CNI shim.
     Build(compile::Options),
+    /// Write the container image as an OCI archive; no container engine is needed.
+    Image(image::Options),
     /// Show two nodes and the world at work, in namespaces on this machine.
     Demo(demo::Options),
     /// Run every test: unit, programs, lab; installs what they need.
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Task::BuildEbpf(options) => ebpf::run(&options),
         Task::Build(options) => compile::run(&options),
+        Task::Image(options) => image::run(&options),
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => test::run(&options),
         Task::Tidy => tidy::run(),

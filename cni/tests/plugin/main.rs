@@ -24,9 +24,6 @@ fn main() {
     cases.extend(failures::cases());
     cases.extend(deletes::cases());
     cases.extend(delegation::cases());
-    if cfg!(shim_static) {
-        cases.push(case("the release build is static and below 1 MiB", static_executable));
-    }
     libtest_mimic::run(&arguments, cases).exit();
 }
 
@@ -36,13 +33,4 @@ fn case(name: impl Into<String>, body: impl FnOnce() + Send + 'static) -> Trial 
         body();
         Ok(())
     })
-}
-
-/// A dynamic executable names the loader that has to load it.
-fn static_executable() {
-    let executable = std::fs::read(harness::HYPHA_CNI).unwrap();
-    let contains = |text: &[u8]| executable.windows(text.len()).any(|window| window == text);
-    assert!(contains(b"CNI_CONTAINERID"), "the search finds what is there");
-    assert!(!contains(b"ld-linux") && !contains(b"ld-musl"));
-    assert!(executable.len() < 1 << 20, "{} bytes", executable.len());
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 
+use super::install;
 use crate::daemon::{self, BPF_DIR, CNI_CONF_DIR, CleanupPaths, RUN_DIR};
 
 /// Which agent's traces to remove.
@@ -20,6 +21,10 @@ pub struct CleanupArgs {
     /// The directory of its CNI configuration
     #[arg(long, env = "HYPHA_CNI_CONF_DIR", value_name = "DIR", default_value = CNI_CONF_DIR)]
     cni_conf_dir: PathBuf,
+
+    /// Also remove the CNI shim from this directory
+    #[arg(long, env = "HYPHA_CNI_BIN_DIR", value_name = "DIR")]
+    cni_bin_dir: Option<PathBuf>,
 }
 
 /// Removes them, and says what was there.
@@ -33,6 +38,12 @@ pub fn run(args: &CleanupArgs) -> anyhow::Result<()> {
     let runtime = runtime.context("cannot start the asynchronous runtime")?;
     for line in runtime.block_on(daemon::cleanup(&paths))? {
         println!("{line}");
+    }
+    // Last: until the configuration was gone a runtime might have called it.
+    if let Some(bin_dir) = &args.cni_bin_dir
+        && install::remove(bin_dir)?
+    {
+        println!("removed {}", bin_dir.join(install::SHIM).display());
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ mod cleanup;
 mod client;
 mod endpoint;
 mod flows;
+mod install;
 mod maps;
 mod output;
 mod status;
@@ -55,6 +56,14 @@ enum Command {
     Metrics(maps::MapArgs),
     /// Remove every trace of a stopped agent from this node; its pods lose their network
     Cleanup(cleanup::CleanupArgs),
+    /// Install the CNI shim on this node, in one step; what the manifest's init container does
+    InstallCni(install::InstallArgs),
+    /// Mount the BPF file system at /sys/fs/bpf where nobody has; for an init container
+    #[command(hide = true)]
+    MountBpffs,
+    /// Do nothing until SIGTERM; what keeps a DaemonSet's pod there when its init container has done all the work
+    #[command(hide = true)]
+    Pause,
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -108,6 +117,9 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Map(command) => maps::map(&command),
         Command::Metrics(args) => maps::counters(&args),
         Command::Cleanup(args) => cleanup::run(&args),
+        Command::InstallCni(args) => install::run(&args),
+        Command::MountBpffs => daemon::mount_bpffs(),
+        Command::Pause => daemon::pause(),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "hypha", &mut io::stdout());
             Ok(())

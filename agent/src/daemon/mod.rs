@@ -15,6 +15,7 @@ mod drops;
 mod expedite;
 mod facts;
 mod metrics;
+mod mounts;
 mod preflight;
 mod reconcile;
 mod worker;
@@ -22,6 +23,7 @@ mod worker;
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
+use nix::sys::signal::{SigSet, Signal};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -29,7 +31,7 @@ use tracing::info;
 pub use self::{
     agent::{Agent, View},
     config::{BPF_DIR, CNI_CONF_DIR, Config, Options, RUN_DIR, Source},
-    preflight::RunDir,
+    preflight::{RunDir, mount_bpffs},
     worker::{Worker, WorkerGone},
 };
 use self::{
@@ -52,6 +54,7 @@ const GRACE: Duration = Duration::from_secs(10);
 pub fn run(config: Config) -> anyhow::Result<()> {
     preflight::check_kernel()?;
     preflight::ensure_bpffs(&config.bpf_dir)?;
+    mounts::make_settings_writable();
     let _run_dir = RunDir::take(&config.run_dir)?;
     // One thread: calls wait for the kernel, not for a processor.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -62,6 +65,17 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let result = runtime.block_on(live(config));
     runtime.shutdown_background();
     result
+}
+
+/// Waits for `SIGTERM` or `SIGINT`.
+pub fn pause() -> anyhow::Result<()> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    // Blocked, or else the first process of a PID namespace would never get them.
+    signals.thread_block().context("cannot block signals")?;
+    signals.wait().context("cannot wait for a signal")?;
+    Ok(())
 }
 
 async fn live(config: Config) -> anyhow::Result<()> {

@@ -16,6 +16,8 @@ use nix::{
 };
 use tracing::info;
 
+use super::mounts;
+
 /// The first kernel with TCX links.
 const KERNEL_MIN: (u32, u32) = (6, 6);
 /// Where systems mount the BPF file system.
@@ -48,6 +50,22 @@ pub fn ensure_bpffs(bpf_dir: &Path) -> anyhow::Result<()> {
             "--bpf-dir {} is not in a BPF file system: mount one (mount -t bpf bpf DIR)",
             bpf_dir.display()
         );
+    }
+    if mounts::is_mount_point(Path::new(BPFFS)) {
+        // The node's directory in a container: what is mounted on top would end with the container, and every program
+        // with it.
+        bail!(
+            "the node has no BPF file system at {BPFFS}: mount it there (mount -t bpf bpf {BPFFS}, as systemd does at \
+             boot), or have an init container do it (bpffs.mount in the chart's values)"
+        );
+    }
+    mount_bpffs()
+}
+
+/// Mounts the BPF file system at its usual place unless it is there.
+pub fn mount_bpffs() -> anyhow::Result<()> {
+    if is_bpffs(Path::new(BPFFS))? {
+        return Ok(());
     }
     mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
         .with_context(|| format!("cannot mount the BPF file system at {BPFFS} (are you root?)"))?;

@@ -1,6 +1,7 @@
 //! Real Kubernetes: what must hold on a control plane and on whole clusters. Run with `cargo xtask test --only cluster`.
 
 mod control_plane;
+mod harness;
 mod support;
 
 use std::process::ExitCode;
@@ -14,6 +15,6 @@ fn main() -> ExitCode {
         eprintln!("{error:#}");
         return ExitCode::FAILURE;
     }
-    let scenarios = [control_plane::scenarios()];
+    let scenarios = [control_plane::scenarios(), harness::scenarios()];
     libtest_mimic::run(&arguments, scenarios.into_iter().flatten().collect()).exit_code()
 }

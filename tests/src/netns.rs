@@ -25,6 +25,7 @@ const NAMES: &str = "/run/netns";
 #[derive(Debug)]
 pub struct Netns {
     name: String,
+    path: PathBuf,
     file: File,
     owned: bool,
 }
@@ -44,9 +45,13 @@ impl Netns {
 
     /// A namespace that another made, and that stays when this is dropped.
     pub fn open(name: &str) -> Result<Self> {
-        let path = Path::new(NAMES).join(name);
-        let file = File::open(&path).with_context(|| format!("cannot open namespace {}", path.display()))?;
-        Ok(Self { name: name.to_owned(), file, owned: false })
+        Self::open_at(name, &Path::new(NAMES).join(name))
+    }
+
+    /// The same for one that is known by a path of its own, such as a container runtime's.
+    pub fn open_at(name: &str, path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("cannot open namespace {}", path.display()))?;
+        Ok(Self { name: name.to_owned(), path: path.to_path_buf(), file, owned: false })
     }
 
     /// Its name under `/run/netns`.
@@ -56,7 +61,7 @@ impl Netns {
 
     /// Its path, as `CNI_NETNS` takes it.
     pub fn path(&self) -> PathBuf {
-        Path::new(NAMES).join(&self.name)
+        self.path.clone()
     }
 
     /// Runs `body` on a thread inside the namespace. Sockets that it opens and returns stay in the namespace.

@@ -26,7 +26,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{netns::Netns, poll};
+use crate::{cluster::cgroups, netns::Netns, poll};
 
 /// Directory of all labs.
 const ROOT: &str = "/run/hypha-lab";
@@ -114,14 +114,24 @@ fn live() -> MutexGuard<'static, Vec<String>> {
     LIVE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The tags, starting with `prefix`, of the labs that were kept on purpose.
+pub fn kept(prefix: &str) -> Vec<String> {
+    let kept = |tag: &String| tag.starts_with(prefix) && dir_of(tag).join("kept").exists();
+    tags().into_iter().filter(kept).collect()
+}
+
+/// The directory of a lab.
+pub fn dir_of(tag: &str) -> PathBuf {
+    Path::new(ROOT).join(tag)
+}
+
 /// Removes the labs that were kept on purpose and whose tag starts with `prefix`; returns their tags.
 pub fn erase_kept(prefix: &str) -> Result<Vec<String>> {
     if !Path::new(ROOT).exists() {
         return Ok(Vec::new());
     }
     let _alone = registry_lock()?;
-    let kept = |tag: &String| tag.starts_with(prefix) && Path::new(ROOT).join(tag).join("kept").exists();
-    let tags: Vec<_> = tags().into_iter().filter(kept).collect();
+    let tags = kept(prefix);
     for tag in &tags {
         erase(tag);
     }
@@ -165,6 +175,7 @@ fn erase(tag: &str) {
     for name in &namespaces {
         Netns::delete(name);
     }
+    cgroups::erase(&prefix);
     // Best effort: what is gone already is what we want, and the next claim tries again.
     let _gone = fs::remove_dir_all(Path::new(BPFFS).join(tag));
     let _gone = fs::remove_dir_all(Path::new(ROOT).join(tag));

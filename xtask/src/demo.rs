@@ -1,13 +1,9 @@
 //! `cargo xtask demo`: two nodes and the world in namespaces on this machine, real traffic, and what became of it.
 
-use std::io::{IsTerminal as _, stderr};
-use std::time::Duration;
-
 use anyhow::{Context as _, bail, ensure};
 use hypha_lab::{Routing, demo, registry};
-use indicatif::ProgressBar;
 
-use crate::{compile, test::packages, workspace};
+use crate::{compile, progress::Progress, test::packages, workspace};
 
 /// Options of `cargo xtask demo`.
 #[derive(clap::Args)]
@@ -91,40 +87,4 @@ fn show(options: &Options) -> anyhow::Result<()> {
         bail!("not everything worked: the table says what");
     }
     Ok(())
-}
-
-/// A line that changes on a terminal, lines that follow each other elsewhere; always on standard error.
-struct Progress {
-    bar: Option<ProgressBar>,
-}
-
-impl Progress {
-    fn start() -> Self {
-        let bar = stderr().is_terminal().then(ProgressBar::new_spinner);
-        if let Some(bar) = &bar {
-            bar.enable_steady_tick(Duration::from_millis(100));
-        }
-        Self { bar }
-    }
-
-    fn tell(&self, step: &str) {
-        match &self.bar {
-            Some(bar) => bar.set_message(step.to_owned()),
-            None => eprintln!("{step}"),
-        }
-    }
-
-    /// Lets `print` write whole lines.
-    fn pause(&self, print: impl FnOnce()) {
-        match &self.bar {
-            Some(bar) => bar.suspend(print),
-            None => print(),
-        }
-    }
-
-    fn finish(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
 }

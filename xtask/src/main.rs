@@ -6,10 +6,12 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod bpf;
+mod cluster;
 mod compile;
 mod demo;
 mod ebpf;
 mod image;
+mod progress;
 mod table;
 mod test;
 mod tidy;
@@ -33,7 +35,9 @@ enum Task {
     Image(image::Options),
     /// Show two nodes and the world at work, in namespaces on this machine.
     Demo(demo::Options),
-    /// Run every test: unit, programs, lab; installs what they need.
+    /// Run a real Kubernetes cluster on this machine, in namespaces: up, down, status, kubectl.
+    Cluster(cluster::Options),
+    /// Run every test: unit, programs, lab, cluster; installs what they need.
     Test(test::Options),
     /// Check the conventions that neither rustfmt nor clippy knows.
     Tidy,
@@ -47,6 +51,7 @@ fn main() -> ExitCode {
         Task::Build(options) => compile::run(&options),
         Task::Image(options) => image::run(&options),
         Task::Demo(options) => demo::run(&options),
+        Task::Cluster(options) => cluster::run(&options),
         Task::Test(options) => test::run(&options),
         Task::Tidy => tidy::run(),
         Task::Bench(options) => bench::run(&options),

@@ -16,16 +16,27 @@
 //! # }
 //! ```
 
+pub mod assembly;
 pub mod audit;
+pub(crate) mod cgroups;
 pub mod control_plane;
 pub mod etcd;
 pub mod go;
+pub mod image;
+pub mod kept;
 pub mod kubeconfig;
+pub mod node;
 pub mod pki;
+pub mod pod;
 pub mod process;
 pub mod programs;
 pub mod progress;
+pub mod reference;
+pub mod space;
 
+pub use assembly::{Cluster, ClusterSpec};
 pub use audit::Request;
 pub use control_plane::{ControlPlane, ControlPlaneSpec, Site};
+pub use node::Machine;
+pub use pod::RunningPod;
 pub use programs::{Program, Programs};

@@ -4,7 +4,7 @@ use std::{
     fs::File,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
     time::Duration,
 };
 
@@ -19,12 +19,30 @@ use crate::{agent::tail, netns::Netns, poll};
 /// How long one may take to end in order.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Where processes can be started.
+pub trait Place {
+    /// A command that will run there.
+    fn command(&self, program: &Path) -> Result<Command>;
+
+    /// Starts such a command.
+    fn spawn(&self, command: &mut Command) -> Result<Child> {
+        command.spawn().with_context(|| format!("cannot start {command:?}"))
+    }
+}
+
+impl Place for Netns {
+    fn command(&self, program: &Path) -> Result<Command> {
+        Ok(Self::command(self, program))
+    }
+}
+
 /// A process in a namespace; killed on drop.
 #[derive(Debug)]
 pub struct Process {
     name: &'static str,
     program: PathBuf,
     arguments: Vec<String>,
+    environment: Vec<(&'static str, String)>,
     log: PathBuf,
     child: Option<Child>,
 }
@@ -32,27 +50,32 @@ pub struct Process {
 impl Process {
     /// Describes one. Everything it says is appended to `log`.
     pub fn new(name: &'static str, program: PathBuf, arguments: Vec<String>, log: PathBuf) -> Self {
-        Self { name, program, arguments, log, child: None }
+        Self { name, program, arguments, environment: Vec::new(), log, child: None }
     }
 
-    /// Starts it inside `netns`.
-    pub fn start(&mut self, netns: &Netns) -> Result<()> {
+    /// Sets a variable of its environment.
+    pub fn environment(mut self, name: &'static str, value: String) -> Self {
+        self.environment.push((name, value));
+        self
+    }
+
+    /// Starts it.
+    pub fn start(&mut self, place: &dyn Place) -> Result<()> {
         if self.is_running() {
             bail!("{} runs already", self.name);
         }
         let log = File::options().create(true).append(true).open(&self.log);
         let log = log.with_context(|| format!("cannot open {}", self.log.display()))?;
-        let child = netns
-            .command(&self.program)
+        let mut command = place.command(&self.program)?;
+        command
             .args(&self.arguments)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             // Ctrl-C is for us: it is ended in order, or lives on in a cluster that is kept.
             .process_group(0)
             .stdout(log.try_clone().context("cannot share a log")?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("cannot start {}", self.program.display()))?;
-        self.child = Some(child);
+            .stderr(log);
+        self.child = Some(place.spawn(&mut command)?);
         Ok(())
     }
 

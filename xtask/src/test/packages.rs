@@ -15,8 +15,14 @@ struct Tool {
     purpose: &'static str,
 }
 
-const TOOLS: [Tool; 15] = [
+const TOOLS: [Tool; 16] = [
     Tool { program: "bpftool", package: "bpftool", purpose: "map dumps as an operator sees them" },
+    Tool {
+        // The program may be there and not be static.
+        program: "/var/lib/dpkg/info/busybox-static.list",
+        package: "busybox-static",
+        purpose: "the clusters' container images",
+    },
     Tool { program: "curl", package: "curl", purpose: "HTTP between pods" },
     Tool { program: "ethtool", package: "ethtool", purpose: "switching offloads" },
     Tool { program: "ip", package: "iproute2", purpose: "namespaces and links of the lab" },

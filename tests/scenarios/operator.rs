@@ -4,7 +4,9 @@ use std::{fs, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use hypha_lab::{
-    Family, Lab, LabSpec, Protocol, Routing, Station, programs, shell,
+    Family, Lab, LabSpec, Protocol, Routing, Station,
+    netns::Netns,
+    programs, shell,
     traffic::{exchange, tools},
 };
 use libtest_mimic::Trial;
@@ -58,17 +60,57 @@ fn count(dir: &Path) -> usize {
     fs::read_dir(dir).map_or(0, Iterator::count)
 }
 
+/// The shim by its other name does what runtimes want of a plugin of that name.
+fn loopback(node: &Netns, bin_dir: &Path) -> Result<()> {
+    let sandbox = Netns::create(&format!("{}-lo", node.name()))?;
+    shell::ip(&sandbox, "link set lo down")?;
+    let call = |verb: &str| {
+        let mut plugin = node.command(bin_dir.join("loopback"));
+        plugin.env("CNI_COMMAND", verb).env("CNI_CONTAINERID", "a").env("CNI_IFNAME", "lo");
+        plugin.env("CNI_PATH", bin_dir).env("CNI_NETNS", sandbox.path());
+        let output = shell::run(&mut plugin, br#"{"cniVersion":"1.0.0","name":"lo","type":"loopback"}"#)?;
+        Ok::<_, anyhow::Error>((output.status.success(), shell::said(&output)))
+    };
+    let (done, said) = call("CHECK")?;
+    ensure!(!done && said.contains("lo is down"), "CHECK before ADD: {said}");
+    for verb in ["ADD", "CHECK", "ADD", "DEL", "DEL"] {
+        let (done, said) = call(verb)?;
+        ensure!(done, "{verb}: {said}");
+    }
+    let addresses = shell::ip(&sandbox, "-br address show lo")?;
+    ensure!(addresses.contains("127.0.0.1/8") && addresses.contains("::1/128"), "{addresses}");
+    Ok(())
+}
+
 fn cleanup(lab: &mut Lab) -> Result<()> {
     let node = lab.node(0);
     let [a, c] = [node.add_pod("a")?, lab.node(1).add_pod("c")?];
     exchange::exchange(&a, &c, Family::V6, Protocol::Tcp)?;
     ensure!(count(node.bpf_dir()) > 0, "nothing is pinned: the directory is not what this test believes");
+    let refused = node.hypha(&["cleanup"]);
+    ensure!(
+        refused.as_ref().is_err_and(|error| error.to_string().contains("an agent is running")),
+        "cleanup under a running agent: {refused:?}"
+    );
     node.stop_agent()?;
     ensure!(count(node.bpf_dir()) > 0, "stopping the agent must leave the datapath in place");
     let attached = || programs::attached(node.netns(), "eth0");
     ensure!(attached()? == ["from_uplink", "to_uplink"], "a stopped agent leaves {:?}", attached()?);
-    node.hypha(&["cleanup"])?;
+    let bin_dir = node.run_dir().with_file_name("plugins");
+    let plugins = bin_dir.to_str().context("a path that is no text")?;
+    node.hypha(&["install-cni", "--bin-dir", plugins])?;
+    loopback(node.netns(), &bin_dir)?;
+    fs::write(bin_dir.join("bridge"), "another's")?;
+    let arguments = ["cleanup", "--cni-bin-dir", plugins];
+    let said = node.hypha(&arguments)?;
+    for trace in ["conflist", "pinned", "veth", "kernel routes", "VXLAN", "hypha-cni"] {
+        ensure!(said.contains(trace), "cleanup says nothing of the {trace}: {said}");
+    }
+    let again = node.hypha(&arguments)?;
+    ensure!(again.lines().count() == 1, "a second cleanup finds more than its own run directory: {again}");
 
+    ensure!(count(&bin_dir) == 1, "of the plugins only hypha-cni goes");
+    ensure!(!node.run_dir().exists(), "the run directory is left");
     ensure!(count(node.bpf_dir()) == 0, "{} pins left", count(node.bpf_dir()));
     ensure!(!node.conflist().exists(), "the CNI configuration is left");
     let links = shell::ip(node.netns(), "-br link")?;
@@ -81,7 +123,6 @@ fn cleanup(lab: &mut Lab) -> Result<()> {
         ensure!(routes.is_empty(), "left: {routes}");
     }
     ensure!(attached()?.is_empty(), "still attached: {:?}", attached()?);
-    ensure!(!node.run_dir().join("hypha.sock").exists(), "the socket is left");
     // And all can begin anew.
     node.start_agent()?;
     let b = node.add_pod("b")?;

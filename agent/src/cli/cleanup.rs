@@ -40,10 +40,10 @@ pub fn run(args: &CleanupArgs) -> anyhow::Result<()> {
         println!("{line}");
     }
     // Last: until the configuration was gone a runtime might have called it.
-    if let Some(bin_dir) = &args.cni_bin_dir
-        && install::remove(bin_dir)?
-    {
-        println!("removed {}", bin_dir.join(install::SHIM).display());
+    if let Some(bin_dir) = &args.cni_bin_dir {
+        for path in install::remove(bin_dir)? {
+            println!("removed {}", path.display());
+        }
     }
     Ok(())
 }

@@ -12,6 +12,9 @@ use serde_json::json;
 /// The file's name: early in the alphabet, where runtimes pick the first.
 pub const FILE_NAME: &str = "05-hypha.conflist";
 
+/// What it is called while it is written: runtimes watch for *.conflist, *.conf and *.json.
+const TEMPORARY: &str = ".05-hypha.tmp";
+
 /// Why the configuration could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write {}: {source}; check --cni-conf-dir", path.display())]
@@ -27,17 +30,20 @@ pub fn ensure(conf_dir: &Path, run_dir: &Path) -> Result<bool, ConflistError> {
     if fs::read_to_string(&path).is_ok_and(|found| found == content) {
         return Ok(false);
     }
-    // Runtimes watch for *.conflist, *.conf and *.json: the temporary name is none of them.
-    let temporary = conf_dir.join(".05-hypha.tmp");
+    let temporary = conf_dir.join(TEMPORARY);
     let written = fs::create_dir_all(conf_dir)
         .and_then(|()| fs::write(&temporary, content))
         .and_then(|()| fs::rename(&temporary, &path));
     written.map(|()| true).map_err(|source| ConflistError { path, source })
 }
 
-/// Removes the configuration; tells whether it was there.
+/// Removes the configuration, and what a killed agent left of one; tells whether it was there.
 pub fn remove(conf_dir: &Path) -> Result<bool, ConflistError> {
-    let path = conf_dir.join(FILE_NAME);
+    remove_file(conf_dir.join(TEMPORARY))?;
+    remove_file(conf_dir.join(FILE_NAME))
+}
+
+fn remove_file(path: PathBuf) -> Result<bool, ConflistError> {
     match fs::remove_file(&path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -75,7 +81,9 @@ mod tests {
         fs::write(conf_dir.join(FILE_NAME), "{}").unwrap();
         assert!(ensure(), "somebody changed it");
         assert_eq!(fs::read_dir(&conf_dir).unwrap().count(), 1, "nothing else is left");
+        fs::write(conf_dir.join(TEMPORARY), "{").unwrap();
         assert!(remove(&conf_dir).unwrap());
+        assert_eq!(fs::read_dir(&conf_dir).unwrap().count(), 0, "what a killed agent left goes, too");
         assert!(!remove(&conf_dir).unwrap());
     }
 

@@ -8,6 +8,7 @@
 //! upgrade is nothing that pods notice.
 
 mod agent;
+mod cleanup;
 mod collector;
 mod config;
 mod conflist;
@@ -30,6 +31,7 @@ use tracing::info;
 
 pub use self::{
     agent::{Agent, View},
+    cleanup::{CleanupPaths, cleanup},
     config::{BPF_DIR, CNI_CONF_DIR, Config, Options, RUN_DIR, Source},
     preflight::{RunDir, mount_bpffs},
     worker::{Worker, WorkerGone},
@@ -122,44 +124,4 @@ async fn live(config: Config) -> anyhow::Result<()> {
     stop.cancel();
     let _ = tokio::time::timeout(GRACE, async { tokio::join!(serving, reconciling, collecting) }).await;
     Ok(())
-}
-
-/// Removes every trace of the agent from the node; pods lose their network. Refuses while an agent is running.
-pub async fn cleanup(config: &CleanupPaths) -> anyhow::Result<Vec<String>> {
-    let lock = RunDir::take(&config.run_dir)?;
-    let mut done = Vec::new();
-    if conflist::remove(&config.cni_conf_dir)? {
-        done.push(format!("removed {}", config.cni_conf_dir.join(conflist::FILE_NAME).display()));
-    }
-    datapath::cleanup(&config.bpf_dir)?;
-    done.push(format!("removed maps and programs pinned in {}", config.bpf_dir.display()));
-    let netlink = Netlink::connect().await?;
-    for link in netlink.pod_links().await? {
-        netlink.delete_pod_link(&link.name).await?;
-        done.push(format!("deleted the veth {}", link.name));
-    }
-    let routes = netlink.sync_routes(&std::collections::BTreeSet::new()).await?;
-    if routes.removed > 0 {
-        done.push(format!("deleted {} kernel routes", routes.removed));
-    }
-    if netlink.delete_overlay().await? {
-        done.push("deleted the VXLAN device".into());
-    }
-    // The lock's file is in there: whoever starts now makes a new one.
-    std::fs::remove_dir_all(&config.run_dir)
-        .with_context(|| format!("cannot remove {}", config.run_dir.display()))?;
-    drop(lock);
-    done.push(format!("removed {}", config.run_dir.display()));
-    Ok(done)
-}
-
-/// What [`cleanup`] needs to know.
-#[derive(Clone, Debug)]
-pub struct CleanupPaths {
-    /// Socket and state.
-    pub run_dir: std::path::PathBuf,
-    /// Pins.
-    pub bpf_dir: std::path::PathBuf,
-    /// The runtime's network configurations.
-    pub cni_conf_dir: std::path::PathBuf,
 }

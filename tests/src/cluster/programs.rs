@@ -1,6 +1,6 @@
 //! The programs a cluster is made of, built from pinned Go modules and kept below cargo's target directory.
 //!
-//! `tests/kubernetes` and `tests/containerd` hold a go.mod each, whose `tool` block names what is built. A program that
+//! `tests/kubernetes`, `tests/containerd` and `tests/helm` hold a go.mod each, whose `tool` block names what is built. A program that
 //! was built stays until the module or the flags change; Go's own cache makes building it again a matter of seconds. A
 //! first build takes minutes on two cores and says how far it is.
 
@@ -44,6 +44,8 @@ pub enum Program {
     ContainerdShim,
     /// containerd's own command line.
     Ctr,
+    /// Helm, which renders our chart.
+    Helm,
 }
 
 /// A Go module of ours that pins programs.
@@ -76,6 +78,7 @@ impl Program {
             Self::Containerd => "containerd",
             Self::ContainerdShim => "containerd-shim-runc-v2",
             Self::Ctr => "ctr",
+            Self::Helm => "helm",
         }
     }
 
@@ -86,6 +89,7 @@ impl Program {
             Self::Containerd | Self::ContainerdShim | Self::Ctr => {
                 format!("github.com/containerd/containerd/v2/cmd/{}", self.name())
             }
+            Self::Helm => "helm.sh/helm/v4/cmd/helm".to_owned(),
             _ => format!("k8s.io/kubernetes/cmd/{}", self.name()),
         }
     }
@@ -99,6 +103,7 @@ impl Program {
                     CONTAINERD.trim_start_matches('v')
                 ),
             },
+            Self::Helm => Module { directory: "helm", ldflags: "-s -w".to_owned() },
             _ => Module { directory: "kubernetes", ldflags: kubernetes_ldflags() },
         }
     }
@@ -249,6 +254,7 @@ mod tests {
             Containerd,
             ContainerdShim,
             Ctr,
+            Helm,
         ] {
             let path = source_dir(&program.module()).join("go.mod");
             let text = fs::read_to_string(path).unwrap();

@@ -235,6 +235,46 @@ pub struct Info {
     /// The ip-masq-agent's file, when one is followed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub masq_file: Option<MasqFileInfo>,
+    /// Where Kubernetes objects come from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<SourceInfo>,
+}
+
+/// Where Kubernetes objects come from, and how it goes with that.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceInfo {
+    /// `dir` or `kubernetes`.
+    pub kind: String,
+    /// The directory, or the API server's address.
+    pub server: String,
+    /// By kind of objects.
+    pub watches: Vec<WatchInfo>,
+}
+
+/// How it goes with objects of one kind. Ages are in seconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatchInfo {
+    /// The kind, as in an object.
+    pub kind: String,
+    /// How many objects are known.
+    pub objects: usize,
+    /// Whether all of them have been listed once.
+    pub listed: bool,
+    /// Since when the server answers; none while it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connected_for: Option<u64>,
+    /// When the server was heard of last, be it only that nothing happens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heard_ago: Option<u64>,
+    /// When an object changed, came or went last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_event_ago: Option<u64>,
+    /// What went wrong last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// When that was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_ago: Option<u64>,
 }
 
 /// The source of new flows to some destinations by one uplink.
@@ -289,6 +329,10 @@ pub struct EndpointInfo {
     pub mtu: u32,
     /// The container's addresses.
     pub addresses: Vec<IpAddr>,
+    /// What the source of objects says about the pod: `pending`, `running`, `succeeded`, `failed`, `unknown`,
+    /// `terminating`, or `gone`; none when it says nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_state: Option<String>,
 }
 
 /// A failure, in the words of the CNI specification.

@@ -188,7 +188,7 @@ fn garbage_collection(lab: &mut Lab) -> Result<()> {
     let [a, b] = [node.add_pod("a")?, node.add_pod("b")?];
     let mut config = node.newest_config()?;
     config["cni.dev/valid-attachments"] = json!([{ "containerID": a.container_id(), "ifname": a.ifname() }]);
-    node.cni(&Call { command: "GC", container_id: "", netns: None, ifname: "", config: &config })?
+    node.cni(&Call { command: "GC", container_id: "", netns: None, ifname: "", args: "", config: &config })?
         .success()?;
     let left = endpoints(node)?;
     ensure!(

@@ -22,6 +22,8 @@ pub struct Call<'a> {
     pub netns: Option<PathBuf>,
     /// `CNI_IFNAME`; empty where the verb has none.
     pub ifname: &'a str,
+    /// `CNI_ARGS`; empty leaves it unset.
+    pub args: &'a str,
     /// Network configuration.
     pub config: &'a Value,
 }
@@ -71,6 +73,9 @@ pub fn call(runtime: &Netns, plugin: &Path, path: &str, call: &Call<'_>) -> Resu
     }
     if !call.ifname.is_empty() {
         command.env("CNI_IFNAME", call.ifname);
+    }
+    if !call.args.is_empty() {
+        command.env("CNI_ARGS", call.args);
     }
     if let Some(netns) = &call.netns {
         command.env("CNI_NETNS", netns);

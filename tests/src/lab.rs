@@ -15,7 +15,7 @@ use crate::{
     binaries::Binaries,
     diagnosis,
     family::{Family, Routing},
-    node::{AgentSettings, Node, NodePlace},
+    node::{AgentSettings, AgentSource, Node, NodePlace},
     registry::Registration,
     shell,
     station::Station,
@@ -43,7 +43,7 @@ impl LabSpec {
             mtu: 1500,
             world_mtu: 1500,
             agents: true,
-            settings: AgentSettings { routing, flags: Vec::new() },
+            settings: AgentSettings { routing, flags: Vec::new(), source: AgentSource::Directory },
             prefix: "lab",
         }
     }
@@ -75,6 +75,13 @@ impl LabSpec {
     /// One more flag for every agent. [`crate::node::NODE_DIR`] in it stands for the node's directory.
     pub fn flag(mut self, flag: &str) -> Self {
         self.settings.flags.push(flag.to_owned());
+        self
+    }
+
+    /// Agents that follow the API server of a kubeconfig, given by its path in the lab's directory, with
+    /// [`crate::node::NODE_NAME`] for a node's name. The file must be there when agents are started.
+    pub fn kubeconfig(mut self, path: &'static str) -> Self {
+        self.settings.source = AgentSource::Kubeconfig(path);
         self
     }
 

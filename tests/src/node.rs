@@ -25,6 +25,8 @@ use crate::{
 
 /// Stands for [`Node::dir`] in an agent's flags.
 pub const NODE_DIR: &str = "{node-dir}";
+/// Stands for a node's name in [`AgentSource::Kubeconfig`].
+pub const NODE_NAME: &str = "{node}";
 
 /// What the agents of a lab have in common.
 #[derive(Clone, Debug)]
@@ -33,6 +35,18 @@ pub struct AgentSettings {
     pub routing: Routing,
     /// Further flags.
     pub flags: Vec<String>,
+    /// Where the agents learn of objects.
+    pub source: AgentSource,
+}
+
+/// Where the agents of a lab learn of objects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AgentSource {
+    /// The lab's source directory.
+    Directory,
+    /// The API server that a kubeconfig names, given by its path in the lab's directory. [`NODE_NAME`] in it stands for
+    /// the node's name.
+    Kubeconfig(&'static str),
 }
 
 /// A node of the cluster.
@@ -154,8 +168,7 @@ impl Node {
         let mut command = self.netns.command(&self.binaries()?.hypha);
         command
             .args(["agent", "--node-name", &self.name, "--routing", self.settings.routing.name()])
-            .arg("--source")
-            .arg(format!("dir:{}", self.source_dir.display()))
+            .args(self.source_flags())
             .arg("--run-dir")
             .arg(self.run_dir())
             .arg("--bpf-dir")
@@ -171,6 +184,17 @@ impl Node {
             .env("RUST_BACKTRACE", "1");
         *self.agent() = Some(Agent::start(command, &self.agent_log())?);
         Ok(())
+    }
+
+    fn source_flags(&self) -> [String; 2] {
+        match self.settings.source {
+            AgentSource::Directory => ["--source".into(), format!("dir:{}", self.source_dir.display())],
+            AgentSource::Kubeconfig(path) => {
+                let lab_dir = self.dir.parent().unwrap_or(Path::new("/"));
+                let path = lab_dir.join(path.replace(NODE_NAME, &self.name));
+                ["--kubeconfig".into(), path.display().to_string()]
+            }
+        }
     }
 
     /// Waits until the agent serves: the configuration is written and CNI STATUS succeeds.
@@ -264,7 +288,14 @@ impl Node {
     /// CNI STATUS.
     pub fn cni_status(&self) -> Result<Reply> {
         let config = self.newest_config()?;
-        self.cni(&Call { command: "STATUS", container_id: "", netns: None, ifname: "", config: &config })
+        self.cni(&Call {
+            command: "STATUS",
+            container_id: "",
+            netns: None,
+            ifname: "",
+            args: "",
+            config: &config,
+        })
     }
 
     /// Adds a pod: a namespace, and CNI ADD.

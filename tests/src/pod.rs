@@ -33,6 +33,7 @@ pub struct Pod {
     ifname: String,
     netns: Arc<Netns>,
     node: Arc<Node>,
+    args: String,
     config: Value,
     result: Value,
     added_in: Duration,
@@ -46,6 +47,7 @@ pub struct PodBuilder {
     name: String,
     ifname: String,
     netns: Option<(String, Arc<Netns>)>,
+    args: String,
     extra: Value,
 }
 
@@ -56,6 +58,7 @@ impl PodBuilder {
             name: name.to_owned(),
             ifname: "eth0".to_owned(),
             netns: None,
+            args: String::new(),
             extra: json!({}),
         }
     }
@@ -87,6 +90,14 @@ impl PodBuilder {
         self.config("ipam", ipam)
     }
 
+    /// Makes it a pod of Kubernetes, in the namespace `default`, as a container runtime tells.
+    pub fn kubernetes(mut self, uid: &str) -> Self {
+        let name = &self.name;
+        self.args =
+            format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={name};K8S_POD_UID={uid}");
+        self
+    }
+
     /// Makes the namespace and calls CNI ADD.
     pub fn add(self) -> Result<Pod> {
         let prepared = self.prepare()?;
@@ -108,7 +119,8 @@ impl PodBuilder {
         for (key, value) in self.extra.as_object().into_iter().flatten() {
             config[key] = value.clone();
         }
-        Ok(Prepared { name: self.name, container_id, ifname: self.ifname, netns, node: self.node, config })
+        let Self { name, ifname, node, args, .. } = self;
+        Ok(Prepared { name, container_id, ifname, netns, node, args, config })
     }
 }
 
@@ -120,6 +132,7 @@ pub struct Prepared {
     ifname: String,
     netns: Arc<Netns>,
     node: Arc<Node>,
+    args: String,
     config: Value,
 }
 
@@ -151,6 +164,7 @@ impl Prepared {
             container_id: &self.container_id,
             netns: Some(self.netns.path()),
             ifname: &self.ifname,
+            args: &self.args,
             config,
         }
     }
@@ -170,6 +184,7 @@ impl Prepared {
             ifname: self.ifname,
             netns: self.netns,
             node: self.node,
+            args: self.args,
             config: self.config,
             result,
             added_in,
@@ -236,6 +251,7 @@ impl Pod {
             ifname: self.ifname.clone(),
             netns: self.netns.clone(),
             node: self.node.clone(),
+            args: self.args.clone(),
             config: self.config.clone(),
         }
     }

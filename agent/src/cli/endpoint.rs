@@ -44,7 +44,7 @@ fn list(client: &ClientArgs) -> anyhow::Result<()> {
     match client.output {
         Format::Json => print_json(&endpoints),
         Format::Table => {
-            print_table(&["POD", "INTERFACE", "IPV4", "IPV6", "DEVICE"], endpoints.iter().map(row));
+            print_table(&["POD", "STATE", "INTERFACE", "IPV4", "IPV6", "DEVICE"], endpoints.iter().map(row));
             Ok(())
         }
     }
@@ -56,7 +56,12 @@ fn row(endpoint: &EndpointInfo) -> Vec<String> {
         found.map_or_else(|| "-".to_owned(), ToString::to_string)
     };
     let ifname = endpoint.attachment.ifname.clone();
-    vec![name(endpoint), ifname, address(true), address(false), endpoint.host_ifname.clone()]
+    vec![name(endpoint), state(endpoint), ifname, address(true), address(false), endpoint.host_ifname.clone()]
+}
+
+/// What Kubernetes says about the pod.
+fn state(endpoint: &EndpointInfo) -> String {
+    endpoint.pod_state.clone().unwrap_or_else(|| "-".to_owned())
 }
 
 /// The pod, or for lack of it the container.
@@ -98,6 +103,7 @@ fn details(endpoint: &EndpointInfo) -> Vec<Vec<String>> {
     let ifindex = endpoint.host_ifindex.map_or_else(|| "-".to_owned(), |ifindex| ifindex.to_string());
     let row = |name: &str, value: String| vec![name.to_owned(), value];
     vec![
+        row("state", state(endpoint)),
         row("container", endpoint.attachment.container_id.clone()),
         row("interface", endpoint.attachment.ifname.clone()),
         row("network", endpoint.attachment.network.clone()),
@@ -128,6 +134,7 @@ mod tests {
             mac: String::new(),
             mtu: 1450,
             addresses: vec!["10.1.0.5".parse().unwrap(), "fd00::5".parse().unwrap()],
+            pod_state: None,
         };
         for (which, expected) in [
             ("10.1.0.5", true),

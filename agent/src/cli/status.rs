@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use anyhow::bail;
-use hypha_cni::protocol::{Call, Info, MasqFileInfo, Response};
+use hypha_cni::protocol::{Call, Info, MasqFileInfo, Response, WatchInfo};
 
 use super::{
     client::ClientArgs,
@@ -19,6 +19,11 @@ pub fn run(args: &ClientArgs) -> anyhow::Result<()> {
         Format::Json => print_json(&info)?,
         Format::Table => {
             print_table(&["AGENT", ""], rows(&info));
+            if let Some(source) = &info.source {
+                println!();
+                let header = ["OBJECTS", "KNOWN", "CONNECTED", "HEARD", "LAST EVENT", "TROUBLE"];
+                print_table(&header, source.watches.iter().map(watch));
+            }
             if !info.masquerade.is_empty() {
                 println!();
                 print_table(&["UPLINK", "DESTINATIONS", "MASQUERADED AS", "WHY"], choices(&info));
@@ -45,11 +50,33 @@ fn rows(info: &Info) -> Vec<Vec<String>> {
         row("endpoints", info.endpoints.to_string()),
         row("nodes", info.nodes.to_string()),
     ];
+    rows.extend(info.source.iter().map(|source| row("source", format!("{} {}", source.kind, source.server))));
     rows.extend(info.masq_file.iter().flat_map(|file| {
         let exempt = row("not masqueraded", list(&file.exempt));
         [row("by", origin(file)), exempt]
     }));
     rows
+}
+
+/// One kind of objects. An error is shown for as long as it lasts.
+fn watch(watch: &WatchInfo) -> Vec<String> {
+    let ago = |seconds: Option<u64>| seconds.map_or_else(|| "-".to_owned(), |it| format!("{} ago", age(it)));
+    let known = if watch.listed { watch.objects.to_string() } else { "waiting".to_owned() };
+    let connected = watch.connected_for.map_or_else(|| "no".to_owned(), |it| format!("for {}", age(it)));
+    let lasts = watch.error.as_ref().filter(|_| watch.connected_for.is_none());
+    let trouble = lasts.map_or_else(|| "-".to_owned(), |error| format!("{error} ({})", ago(watch.error_ago)));
+    let (heard, event) = (ago(watch.heard_ago), ago(watch.last_event_ago));
+    vec![watch.kind.clone(), known, connected, heard, event, trouble]
+}
+
+/// Seconds as people say it: the two largest units.
+fn age(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m{}s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{}h{}m", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{}d{}h", seconds / 86_400, seconds / 3600 % 24),
+    }
 }
 
 /// Where the exempt prefixes come from, and what is wrong with that.
@@ -88,6 +115,32 @@ mod tests {
             exempt: Vec::new(),
             ignored: ignored.iter().map(|&key| key.to_owned()).collect(),
         }
+    }
+
+    #[test]
+    fn ages_are_short() {
+        for (seconds, expected) in
+            [(0, "0s"), (59, "59s"), (61, "1m1s"), (3600, "1h0m"), (90_000, "1d1h"), (864_000, "10d0h")]
+        {
+            assert_eq!(age(seconds), expected);
+        }
+    }
+
+    #[test]
+    fn trouble_is_shown_while_it_lasts() {
+        let it = WatchInfo {
+            kind: "Node".into(),
+            objects: 3,
+            listed: true,
+            connected_for: None,
+            heard_ago: Some(70),
+            last_event_ago: None,
+            error: Some("refused".into()),
+            error_ago: Some(2),
+        };
+        assert_eq!(watch(&it), ["Node", "3", "no", "1m10s ago", "-", "refused (2s ago)"]);
+        let again = WatchInfo { connected_for: Some(1), ..it };
+        assert_eq!(watch(&again)[2..], ["for 1s", "1m10s ago", "-", "-"]);
     }
 
     #[test]

@@ -5,9 +5,13 @@ pub mod desired;
 pub mod duration;
 pub mod exempt;
 pub mod facts;
+pub mod index;
 pub mod ipam;
 pub mod masq_config;
 pub mod nodes;
+pub mod objects;
+pub mod pods;
+pub mod table;
 pub mod timeouts;
 
 pub use desired::Desired;

@@ -1,9 +1,11 @@
 //! The index of Node objects: what the other nodes are and where they are.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
+
+use super::table::{Model, Table};
 
 /// What a Node object says about the network.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,11 +44,20 @@ pub enum NodeError {
     },
 }
 
-impl TryFrom<&Node> for NodeModel {
+/// Every node that is known, by name.
+pub type Nodes = Table<NodeModel>;
+
+impl Model for NodeModel {
+    type Object = Node;
+    type Key = String;
     type Error = NodeError;
 
-    fn try_from(object: &Node) -> Result<Self, NodeError> {
-        let name = object.metadata.name.clone().filter(|name| !name.is_empty()).ok_or(NodeError::NoName)?;
+    fn key_of(object: &Node) -> Option<String> {
+        object.metadata.name.clone().filter(|name| !name.is_empty())
+    }
+
+    fn read(object: &Node) -> Result<(String, Self), NodeError> {
+        let name = Self::key_of(object).ok_or(NodeError::NoName)?;
         let spec = object.spec.as_ref();
         let cidrs = spec.and_then(|spec| spec.pod_cidrs.clone()).filter(|cidrs| !cidrs.is_empty());
         let cidrs = cidrs.or_else(|| spec?.pod_cidr.clone().map(|cidr| vec![cidr])).unwrap_or_default();
@@ -58,7 +69,7 @@ impl TryFrom<&Node> for NodeModel {
             .filter(|address| address.type_ == "InternalIP")
             .map(|address| parse_address(&name, address.address))
             .collect::<Result<_, _>>()?;
-        Ok(Self { name, pod_cidrs, addresses })
+        Ok((name.clone(), Self { name, pod_cidrs, addresses }))
     }
 }
 
@@ -78,43 +89,6 @@ impl NodeModel {
     /// The node's address of one family.
     pub fn address(&self, v4: bool) -> Option<IpAddr> {
         self.addresses.iter().find(|address| address.is_ipv4() == v4).copied()
-    }
-}
-
-/// Every node that is known, by name.
-#[derive(Debug, Default)]
-pub struct Nodes {
-    nodes: BTreeMap<String, NodeModel>,
-}
-
-impl Nodes {
-    /// Takes a new or changed object; tells whether anything about the network changed. When the object is unusable,
-    /// what was known about the node before stays.
-    pub fn apply(&mut self, object: &Node) -> Result<bool, NodeError> {
-        let model = NodeModel::try_from(object)?;
-        Ok(self.nodes.insert(model.name.clone(), model.clone()).as_ref() != Some(&model))
-    }
-
-    /// Forgets a node; false when it was not known.
-    pub fn delete(&mut self, name: &str) -> bool {
-        self.nodes.remove(name).is_some()
-    }
-
-    /// Keeps only nodes that `objects` names, and takes their new state; returns what was wrong with single objects.
-    pub fn reset(&mut self, objects: &[Node]) -> Vec<NodeError> {
-        let named = |name: &String| objects.iter().any(|object| object.metadata.name.as_ref() == Some(name));
-        self.nodes.retain(|name, _| named(name));
-        objects.iter().filter_map(|object| self.apply(object).err()).collect()
-    }
-
-    /// One node.
-    pub fn get(&self, name: &str) -> Option<&NodeModel> {
-        self.nodes.get(name)
-    }
-
-    /// All nodes in the order of their names.
-    pub fn iter(&self) -> impl Iterator<Item = &NodeModel> {
-        self.nodes.values()
     }
 }
 
@@ -152,14 +126,14 @@ pub(crate) mod tests {
         for address in object.status.iter_mut().flat_map(|status| status.addresses.iter_mut().flatten()) {
             address.type_ = "ExternalIP".into();
         }
-        assert_eq!(NodeModel::try_from(&object).unwrap().addresses, Vec::<IpAddr>::new());
+        assert_eq!(NodeModel::read(&object).unwrap().1.addresses, Vec::<IpAddr>::new());
     }
 
     #[test]
     fn the_single_pod_cidr_of_old_objects_counts() {
         let mut object = node("a", &[], &[]);
         object.spec.as_mut().unwrap().pod_cidr = Some("10.1.0.0/24".into());
-        assert_eq!(NodeModel::try_from(&object).unwrap().pod_cidrs, ["10.1.0.0/24".parse().unwrap()]);
+        assert_eq!(NodeModel::read(&object).unwrap().1.pod_cidrs, ["10.1.0.0/24".parse().unwrap()]);
     }
 
     #[test]
@@ -183,8 +157,10 @@ pub(crate) mod tests {
         let mut nodes = Nodes::default();
         nodes.apply(&node("a", &[], &[])).unwrap();
         nodes.apply(&node("b", &["10.2.0.0/24"], &[])).unwrap();
-        let errors = nodes.reset(&[node("b", &["nonsense"], &[]), node("c", &[], &[])]);
-        assert_eq!(errors.len(), 1);
+        let listed = [node("b", &["nonsense"], &[]), node("c", &[], &[])];
+        let reset = nodes.reset(&listed);
+        assert_eq!((reset.changed, reset.errors.len()), (true, 1));
+        assert!(!nodes.reset(&listed).changed, "the same list again");
         assert_eq!(nodes.iter().map(|node| node.name.as_str()).collect::<Vec<_>>(), ["b", "c"]);
         assert_eq!(nodes.get("b").unwrap().pod_cidrs.len(), 1);
     }

@@ -7,13 +7,13 @@ use std::{
 
 use hypha_cni::queue::Queue;
 use ipnet::IpNet;
-use tokio::sync::{Notify, RwLock};
+use tokio::sync::{Notify, RwLock, watch};
 
 use super::{Config, drops::Channels, expedite::Expedite, metrics::Metrics, worker::Worker};
 use crate::{
-    core::choice::Choice,
+    core::{choice::Choice, index::Index},
     netlink::{Netlink, PodWiring},
-    source::masq_file::MasqFile,
+    source::{self, masq_file::MasqFile},
     store::{Ledger, Record},
 };
 
@@ -39,8 +39,12 @@ pub struct Agent {
     pub channels: Channels,
     /// Addresses have gone whose flows are still to be ended.
     pub leavers: Notify,
+    /// How it goes with the source of objects.
+    pub source: source::Status,
     ledger: Mutex<Ledger>,
+    index: Mutex<Index>,
     view: Mutex<View>,
+    ready: watch::Sender<bool>,
 }
 
 /// The node as of the last reconciliation.
@@ -89,6 +93,7 @@ impl Agent {
         netlink: Netlink,
         datapath: Worker,
         ledger: Ledger,
+        source: source::Status,
         channels: Channels,
     ) -> Self {
         let queue = Queue::new(&config.run_dir);
@@ -103,14 +108,22 @@ impl Agent {
             wiring: RwLock::new(()),
             channels,
             leavers: Notify::new(),
+            source,
             ledger: Mutex::new(ledger),
+            index: Mutex::default(),
             view: Mutex::default(),
+            ready: watch::Sender::new(false),
         }
     }
 
     /// The endpoints. Held for moments only, never across an await.
     pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known from Kubernetes objects. Held for moments only, never across an await.
+    pub fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The latest view of the node.
@@ -120,7 +133,14 @@ impl Agent {
 
     /// Replaces the view; returns the one before.
     pub fn set_view(&self, view: View) -> View {
+        let ready = view.not_ready.is_none();
+        self.ready.send_if_modified(|before| std::mem::replace(before, ready) != ready);
         std::mem::replace(&mut *self.view.lock().unwrap_or_else(PoisonError::into_inner), view)
+    }
+
+    /// Whether pods can be added, from now on.
+    pub fn readiness(&self) -> watch::Receiver<bool> {
+        self.ready.subscribe()
     }
 
     /// How an endpoint's interface should be wired.

@@ -1,16 +1,19 @@
 //! The daemon's configuration: flags, then `HYPHA_*` variables, then the file of `--config`, then defaults.
 
+mod source;
+
 use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
-    str::FromStr,
 };
 
 use anyhow::{Context, bail};
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use self::source::{Said, Surroundings};
+pub use self::source::{Source, SourceName};
 use crate::core::{
     facts::Routing,
     timeouts::{self, ClassTimeout, Timeouts},
@@ -37,9 +40,19 @@ pub struct Options {
     #[arg(long, env = "HYPHA_NODE_NAME", value_name = "NAME")]
     pub node_name: Option<String>,
 
-    /// Where Kubernetes objects come from: dir:PATH, a directory of YAML or JSON files
+    /// Where Kubernetes objects come from: kubernetes, the API server; or dir:PATH, a directory of YAML or JSON files
+    /// [default: kubernetes in a pod with a service account, or with a --kubeconfig]
     #[arg(long, env = "HYPHA_SOURCE", value_name = "SOURCE")]
-    pub source: Option<Source>,
+    pub source: Option<SourceName>,
+
+    /// Kubeconfig file for the API server [default: KUBECONFIG, else the pod's service account]
+    #[arg(long, env = "HYPHA_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Address of the API server for the pod's service account, such as https://192.0.2.1:6443: needed where nothing
+    /// provides the service `kubernetes` before the agent runs [default: as the pod's environment says]
+    #[arg(long, env = "HYPHA_KUBERNETES_API", value_name = "URL")]
+    pub kubernetes_api: Option<String>,
 
     /// How pods on other nodes are reached [default: tunnel]
     #[arg(long, env = "HYPHA_ROUTING", value_enum)]
@@ -102,36 +115,6 @@ pub struct Options {
     pub config: Option<PathBuf>,
 }
 
-/// Where Kubernetes objects come from.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub enum Source {
-    /// The files of a directory.
-    Dir(PathBuf),
-}
-
-impl FromStr for Source {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once(':') {
-            Some(("dir", path)) if !path.is_empty() => Ok(Self::Dir(path.into())),
-            _ if text == "kubernetes" => {
-                Err("this build has no client for the Kubernetes API: use dir:PATH".to_owned())
-            }
-            _ => Err("it must be dir:PATH".to_owned()),
-        }
-    }
-}
-
-impl TryFrom<String> for Source {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse().map_err(|reason| format!("source {text:?}: {reason}"))
-    }
-}
-
 /// The configuration in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -174,9 +157,12 @@ impl Options {
             Some(path) => Self::read(path)?,
             None => Self::default(),
         };
-        let Some(source) = self.source.or(file.source) else {
-            bail!("no source of Kubernetes objects: give --source dir:PATH");
+        let said = Said {
+            source: self.source.or(file.source),
+            kubeconfig: self.kubeconfig.or(file.kubeconfig),
+            api: self.kubernetes_api.or(file.kubernetes_api),
         };
+        let source = said.resolve(Surroundings::find())?;
         let node_name = match self.node_name.or(file.node_name) {
             Some(name) => name,
             None => host_name()?,
@@ -308,8 +294,8 @@ mod tests {
         let file = path.to_str().unwrap();
         for (line, text, expected) in [
             (&[][..], "", "no source"),
-            (&["--source", "kubernetes"], "", "no client for the Kubernetes API"),
             (&["--source", "/objects"], "", "dir:PATH"),
+            (&["--source", "kubernetes:x"], "", "dir:PATH"),
             (&["--mtu", "100"], "", "100 is not in 1280..=65535"),
             (&["--routing", "pigeon"], "", "native"),
             (&["--config", file], "sources: dir:/x\n", "sources"),

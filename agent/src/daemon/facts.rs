@@ -16,18 +16,12 @@ use crate::{
 };
 
 /// Everything but the pods and the exempt prefixes, which are not the kernel's. Makes or repairs the tunnel device on the way, because its number is among the facts.
-pub async fn gather(agent: &Agent, nodes: &Nodes) -> Result<Facts, NetlinkError> {
+pub async fn gather(agent: &Agent) -> Result<Facts, NetlinkError> {
     let Agent { netlink, config, .. } = agent;
-    let own = nodes.get(&config.node_name).map(|own| own.addresses.clone()).unwrap_or_default();
+    let (own, others) = addresses(&agent.index().nodes, &config.node_name);
     let uplinks = netlink.uplinks(&config.devices, &own).await?;
     netlink.prepare_node(&uplinks).await?;
-    let mut next_hops = BTreeMap::new();
-    let others = nodes.iter().filter(|node| node.name != config.node_name);
-    for address in others.flat_map(|node| &node.addresses) {
-        if let Some(hop) = netlink.route_to(*address).await? {
-            next_hops.insert(*address, hop);
-        }
-    }
+    let next_hops = netlink.routes_to(others).await?;
     let mut facts = Facts {
         node_name: config.node_name.clone(),
         routing: config.routing,
@@ -42,13 +36,21 @@ pub async fn gather(agent: &Agent, nodes: &Nodes) -> Result<Facts, NetlinkError>
     };
     match config.routing {
         Routing::Tunnel => {
-            facts.overlay_ifindex = Some(netlink.ensure_overlay(pod_mtu(&facts, nodes)).await?);
+            let mtu = pod_mtu(&facts, &agent.index().nodes);
+            facts.overlay_ifindex = Some(netlink.ensure_overlay(mtu).await?);
         }
         Routing::Native => {
             netlink.delete_overlay().await?;
         }
     }
     Ok(facts)
+}
+
+/// The addresses of this node, and those of all others, as their objects tell.
+fn addresses(nodes: &Nodes, name: &str) -> (Vec<IpAddr>, Vec<IpAddr>) {
+    let own = nodes.get(name).map(|own| own.addresses.clone()).unwrap_or_default();
+    let others = nodes.iter().filter(|node| node.name != name);
+    (own, others.flat_map(|node| node.addresses.iter().copied()).collect())
 }
 
 /// The programs every device should carry. Host ends that no endpoint owns get theirs, too: without an entry in the maps

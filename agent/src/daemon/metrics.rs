@@ -1,6 +1,7 @@
 //! What the agent counts about itself, and the small HTTP server that shows it.
 
 mod flows;
+mod source;
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -81,6 +82,8 @@ pub struct Metrics {
     pub passes: Family<ResultLabel, Counter>,
     /// What reconciliations changed in the kernel.
     pub changes: Family<WhatLabel, Counter>,
+    /// Pods about whose addresses the API server and this node disagree.
+    pub disagreements: Gauge,
     /// What is known about flows and about drops.
     pub flows: FlowMetrics,
 }
@@ -97,6 +100,7 @@ impl Default for Metrics {
             durations: Family::new_with_constructor(buckets),
             passes: Family::default(),
             changes: Family::default(),
+            disagreements: Gauge::default(),
             flows: FlowMetrics::default(),
         }
     }
@@ -125,12 +129,15 @@ impl Metrics {
 /// The state of the agent in the OpenMetrics text format.
 fn render(agent: &Agent) -> Result<String, std::fmt::Error> {
     let mut registry = Registry::with_prefix("hypha");
-    let Metrics { calls, durations, passes, changes, .. } = agent.metrics.clone();
+    let Metrics { calls, durations, passes, changes, disagreements, .. } = agent.metrics.clone();
     registry.register("cni_requests", "CNI calls by verb and error code", calls);
     registry.register("cni_duration_seconds", "Duration of CNI calls", durations);
     registry.register("reconciliations", "Comparisons of wanted and actual state", passes);
     registry.register("changes", "What reconciliations changed in the kernel", changes);
+    let help = "Pods whose addresses the API server and this node disagree about";
+    registry.register("endpoint_disagreements", help, disagreements);
     agent.metrics.flows.register(&mut registry);
+    source::add(agent, &mut registry);
     let view = agent.view();
     let number = |name: &str, help: &str, value: i64, registry: &mut Registry| {
         let gauge: Gauge = Gauge::default();

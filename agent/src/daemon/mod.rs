@@ -1,8 +1,10 @@
 //! The agent's life: what happens at start, in what order, and at the end.
 //!
-//! Order at start: open the datapath (adopting what is pinned), read the store, learn the objects, then reconcile: maps
-//! are filled completely before programs are attached or swapped, and kernel routes come last. Then deletes that came
-//! while no agent ran, then calls.
+//! Order at start: open the datapath (adopting what is pinned), read the store, end what an agent that was killed had begun,
+//! carry out deletes that came while no agent ran. Then the objects are waited for, for as long as it takes: meanwhile
+//! packets flow by what is pinned, deletes are carried out and ADDs refused. When all objects are known, reconcile: maps
+//! are filled completely before programs are attached or swapped, and kernel routes come last. Then flows of former owners
+//! of addresses are ended, and then pods can be added.
 //!
 //! At the end everything stays in place: programs, maps, devices, routes and the CNI configuration. A restart or an
 //! upgrade is nothing that pods notice.
@@ -12,6 +14,7 @@ mod cleanup;
 mod collector;
 mod config;
 mod conflist;
+mod disagree;
 mod drops;
 mod expedite;
 mod facts;
@@ -25,7 +28,11 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 use nix::sys::signal::{SigSet, Signal};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    net::UnixListener,
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -43,7 +50,11 @@ use self::{
 use crate::{
     datapath::{self, Settings},
     netlink::Netlink,
-    server, source,
+    server,
+    source::{
+        self,
+        kubernetes::{Followed, OwnNode},
+    },
     store::Ledger,
 };
 
@@ -51,6 +62,8 @@ use crate::{
 const BLOCKING_THREADS: usize = 4;
 /// How long calls that are under way get to end.
 const GRACE: Duration = Duration::from_secs(10);
+/// How long a call that comes at start is kept waiting rather than refused.
+const SOON: Duration = Duration::from_secs(1);
 
 /// Runs the agent until `SIGTERM` or `SIGINT`.
 pub fn run(config: Config) -> anyhow::Result<()> {
@@ -90,8 +103,7 @@ async fn live(config: Config) -> anyhow::Result<()> {
     let settings = Settings { conntrack_max: config.conntrack_max, timeouts };
     let datapath = Worker::start(&config.bpf_dir, settings).await?;
     let ledger = Ledger::open(&config.run_dir)?;
-    let Source::Dir(path) = &config.source;
-    let events = source::dir::watch(path)?;
+    let Objects { events, status, writer } = objects(&config).await?;
     let kept = config.run_dir.join("ip-masq-agent");
     let masq_file = config.ip_masq_agent_config.as_deref().map(|path| source::masq_file::watch(path, &kept));
     let masq_file = masq_file.transpose()?;
@@ -100,22 +112,22 @@ async fn live(config: Config) -> anyhow::Result<()> {
     let netlink = Netlink::connect().await?;
     let (channels, shortages) = Channels::new();
     let drops = drops::open(&config.bpf_dir)?;
-    let agent = Arc::new(Agent::new(config, netlink, datapath, ledger, channels));
+    let agent = Arc::new(Agent::new(config, netlink, datapath, ledger, status, channels));
     if let Some(address) = agent.config.metrics_addr {
         metrics::serve(Arc::clone(&agent), address).await?;
     }
-    let mut reconciler = Reconciler::new(Arc::clone(&agent), Inputs { events, monitor, masq_file });
-    reconciler.first_sync().await;
     server::recover(&agent).await;
-    reconciler.pass().await;
-    collector::first(&agent).await;
     let listener = server::bind(&agent.config.run_dir)?;
     server::replay(&agent).await;
-    let serving = tokio::spawn(server::serve(listener, Arc::clone(&agent), stop.clone()));
+    let (compared, first) = oneshot::channel();
+    let reconciler = Reconciler::new(Arc::clone(&agent), Inputs { events, monitor, masq_file }, compared);
+    let serving = tokio::spawn(serve(listener, Arc::clone(&agent), first, stop.clone()));
     let reconciling = tokio::spawn(reconciler.run(stop.clone()));
     let collecting = tokio::spawn(collector::run(Arc::clone(&agent), shortages, stop.clone()));
     tokio::spawn(drops::run(Arc::clone(&agent), drops, stop.clone()));
-    info!(socket = %server::socket(&agent.config.run_dir).display(), "serving");
+    if let Some((client, own)) = writer {
+        tokio::spawn(source::kubernetes::announce(client, own, agent.readiness(), stop.clone()));
+    }
 
     tokio::select! {
         _ = terminate.recv() => info!("SIGTERM: ending; the datapath stays in place"),
@@ -124,4 +136,42 @@ async fn live(config: Config) -> anyhow::Result<()> {
     stop.cancel();
     let _ = tokio::time::timeout(GRACE, async { tokio::join!(serving, reconciling, collecting) }).await;
     Ok(())
+}
+
+/// Where objects come from, followed.
+struct Objects {
+    events: mpsc::Receiver<source::Event>,
+    status: source::Status,
+    /// For what the agent writes, where there is somebody to write to.
+    writer: Option<(kube::Client, tokio::sync::watch::Receiver<OwnNode>)>,
+}
+
+async fn objects(config: &Config) -> anyhow::Result<Objects> {
+    match &config.source {
+        Source::Dir(path) => {
+            let status = source::Status::new("dir", path.display().to_string());
+            let events = source::dir::watch(path, status.clone())?;
+            Ok(Objects { events, status, writer: None })
+        }
+        Source::Kubernetes(access) => {
+            let Followed { events, status, own, client } =
+                source::kubernetes::follow(access, &config.node_name).await?;
+            Ok(Objects { events, status, writer: Some((client, own)) })
+        }
+    }
+}
+
+/// Answers calls as soon as the node is as it should be, or when that takes long.
+async fn serve(
+    listener: UnixListener,
+    agent: Arc<Agent>,
+    first: oneshot::Receiver<()>,
+    stop: CancellationToken,
+) {
+    tokio::select! {
+        _ = tokio::time::timeout(SOON, first) => {}
+        () = stop.cancelled() => {}
+    }
+    info!(socket = %server::socket(&agent.config.run_dir).display(), "serving");
+    server::serve(listener, agent, stop).await;
 }

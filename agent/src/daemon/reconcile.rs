@@ -1,6 +1,9 @@
 //! The loop that keeps the node as it should be: whatever changes, and also when nothing seems to, what is wanted is
 //! computed anew and compared with what the kernel holds.
 
+mod learn;
+mod publish;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -10,29 +13,25 @@ use std::{
 
 use ipnet::IpNet;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::{
-    agent::{Agent, View},
-    conflist::{self, ConflistError},
-    facts,
-    worker::WorkerGone,
+    agent::Agent, collector, conflist::ConflistError, disagree::Disagreements, facts, worker::WorkerGone,
 };
 use crate::{
     core::{
         Desired,
-        choice::choices,
-        desired::{Compiled, Problem, compile, node_address, pod_mtu},
+        desired::{Compiled, Problem, compile},
         facts::Facts,
-        nodes::Nodes,
+        objects::{Event, Kind},
     },
     datapath::{Changes, Datapath, DatapathError, Role},
     netlink::{Changes as NetworkChanges, Monitor, Netlink, NetlinkError, PodLink, PodLinkInfo},
-    source::{Event, Object, masq_file::MasqFile},
+    source::masq_file::MasqFile,
     store::{Phase, Record},
 };
 
@@ -79,7 +78,8 @@ pub struct Inputs {
 pub struct Reconciler {
     agent: Arc<Agent>,
     inputs: Inputs,
-    nodes: Nodes,
+    /// Told when the first pass has ended.
+    compared: Option<oneshot::Sender<()>>,
     facts: Option<(Instant, Facts)>,
     /// The kernel reported changes since the facts were gathered.
     stale: Option<Stale>,
@@ -89,6 +89,7 @@ pub struct Reconciler {
     seen: NetworkChanges,
     last_pass: Instant,
     said: Said,
+    disagreements: Disagreements,
 }
 
 /// How far facts about the node's network may be off.
@@ -109,45 +110,55 @@ struct Said {
 }
 
 impl Reconciler {
-    /// Nothing is compared before [`Reconciler::pass`].
-    pub fn new(agent: Arc<Agent>, inputs: Inputs) -> Self {
+    /// Nothing is compared before [`Reconciler::run`], which tells `compared` when it has been once.
+    pub fn new(agent: Arc<Agent>, inputs: Inputs, compared: oneshot::Sender<()>) -> Self {
         Self {
             agent,
             inputs,
-            nodes: Nodes::default(),
+            compared: Some(compared),
             facts: None,
             stale: None,
             addresses: BTreeSet::new(),
             seen: NetworkChanges::default(),
             last_pass: Instant::now(),
             said: Said::default(),
-        }
-    }
-
-    /// Takes what the source has to say at first.
-    pub async fn first_sync(&mut self) {
-        if let Some(event) = self.inputs.events.recv().await {
-            self.take(event);
+            disagreements: Disagreements::default(),
         }
     }
 
     /// Runs until `stop` says so.
     pub async fn run(mut self, stop: CancellationToken) {
+        tokio::select! {
+            () = self.learn() => {}
+            () = stop.cancelled() => return,
+        }
+        self.drain();
+        self.pass().await;
+        if let Some(compared) = self.compared.take() {
+            // Nobody may listen any more.
+            let _ = compared.send(());
+        }
+        self.keep(stop).await;
+    }
+
+    async fn keep(mut self, stop: CancellationToken) {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let due = FACTS_AGE_CHANGED.saturating_sub(self.last_pass.elapsed());
-            tokio::select! {
+            let matters = tokio::select! {
                 Some(event) = self.inputs.events.recv() => self.take(event),
-                Ok(()) = self.inputs.monitor.changed() => {}
-                Some(()) = changed(&mut self.inputs.masq_file) => {}
-                () = sleep(due), if self.stale.is_some() => {}
-                _ = tick.tick() => {}
+                Ok(()) = self.inputs.monitor.changed() => true,
+                Some(()) = changed(&mut self.inputs.masq_file) => true,
+                () = sleep(due), if self.stale.is_some() => true,
+                _ = tick.tick() => true,
                 () = stop.cancelled() => return,
+            };
+            if matters {
+                sleep(GAP.saturating_sub(self.last_pass.elapsed())).await;
+                self.drain();
+                self.pass().await;
             }
-            sleep(GAP.saturating_sub(self.last_pass.elapsed())).await;
-            self.drain();
-            self.pass().await;
         }
     }
 
@@ -202,25 +213,18 @@ impl Reconciler {
         }
     }
 
-    fn take(&mut self, event: Event) {
-        let changed = match event {
-            Event::Apply(Object::Node(node)) => self.nodes.apply(&node).unwrap_or_else(|error| {
-                warn!(%error, "unusable object: what was known before stays");
-                false
-            }),
-            Event::Delete(key) => self.nodes.delete(&key.name),
-            Event::Reset(objects) => {
-                let nodes: Vec<_> = objects.into_iter().map(|Object::Node(node)| *node).collect();
-                for error in self.nodes.reset(&nodes) {
-                    warn!(%error, "unusable object");
-                }
-                true
-            }
-        };
-        if changed {
+    /// Tells whether the network may have to change.
+    fn take(&mut self, event: Event) -> bool {
+        let taken = self.agent.index().take(event);
+        for error in taken.errors {
+            warn!(%error, "unusable object: what was known before stays");
+        }
+        let matters = taken.changed == Some(Kind::Node);
+        if matters {
             // Other nodes' next hops are among the facts.
             self.facts = None;
         }
+        matters
     }
 
     async fn try_pass(&mut self) -> Result<(), PassError> {
@@ -234,7 +238,7 @@ impl Reconciler {
             exempt_cidrs: self.exempt_cidrs(),
             ..facts
         };
-        let Compiled { desired, kernel_routes, problems } = compile(&self.nodes, &facts);
+        let Compiled { desired, kernel_routes, problems } = compile(&agent.index().nodes, &facts);
         self.say(problems);
         self.bring_datapath(desired, facts::attachments(&facts, &links)).await?;
         for (record, _) in pods.iter().filter(|(_, up)| !up) {
@@ -253,7 +257,12 @@ impl Reconciler {
                 "kernel routes brought up to date"
             );
         }
+        if self.compared.is_some() {
+            // Flows of pods that an earlier agent deleted last: until they have ended no address is given out.
+            collector::first(&agent).await;
+        }
         self.publish(&facts)?;
+        self.disagreements.look(&agent);
         self.tell_former_addresses(&facts.local.all);
         Ok(())
     }
@@ -288,7 +297,7 @@ impl Reconciler {
         }
         // What changes from here on is seen by the next pass.
         self.stale = None;
-        let facts = facts::gather(&self.agent, &self.nodes).await?;
+        let facts = facts::gather(&self.agent).await?;
         let known = self.facts.as_ref().map(|(_, known)| &known.uplinks);
         if known != Some(&facts.uplinks) {
             for uplink in &facts.uplinks {
@@ -375,40 +384,6 @@ impl Reconciler {
             info!("no longer: {problem}");
         }
         self.said.problems = problems;
-    }
-
-    /// Lets calls see the node as it is now, and runtimes see the agent.
-    fn publish(&self, facts: &Facts) -> Result<(), PassError> {
-        let own = self.nodes.get(&facts.node_name);
-        let pod_cidrs = own.map(|own| own.pod_cidrs.clone()).unwrap_or_default();
-        self.agent.ledger().set_cidrs(&pod_cidrs);
-        let no_cidrs =
-            || format!("no Node object named {} with spec.podCIDRs has been seen", facts.node_name);
-        let view = View {
-            not_ready: pod_cidrs.is_empty().then(no_cidrs),
-            mtu: pod_mtu(facts, &self.nodes),
-            node_v4: node_address(facts, &self.nodes, true),
-            node_v6: node_address(facts, &self.nodes, false),
-            nodes: self.nodes.iter().count(),
-            pod_cidrs,
-            uplinks: facts.uplinks.iter().map(|uplink| uplink.name.clone()).collect(),
-            choices: choices(facts),
-            masq_file: self.inputs.masq_file.as_ref().map(|file| file.borrow().clone()),
-        };
-        let ready = view.not_ready.is_none();
-        let before = self.agent.set_view(view);
-        match (before.not_ready.is_none(), ready) {
-            (false, true) => info!("ready: pods can be added"),
-            (true, false) => {
-                warn!("pods can no longer be added: {}", self.agent.view().not_ready.unwrap_or_default());
-            }
-            _ => {}
-        }
-        let config = &self.agent.config;
-        if ready && conflist::ensure(&config.cni_conf_dir, &config.run_dir)? {
-            info!(directory = %config.cni_conf_dir.display(), file = conflist::FILE_NAME, "wrote the CNI configuration");
-        }
-        Ok(())
     }
 }
 

@@ -136,9 +136,9 @@ impl Netlink {
         blocking("list addresses", uplink::local_addresses).await
     }
 
-    /// How the kernel reaches `ip`; `None` when it has no route or `ip` is the node's own.
-    pub async fn route_to(&self, ip: IpAddr) -> Result<Option<NextHop>, NetlinkError> {
-        blocking("look up route", move |socket| uplink::route_to(socket, ip)).await
+    /// How the kernel reaches each address; without those that it has no route to and those of the node itself.
+    pub async fn routes_to(&self, ips: Vec<IpAddr>) -> Result<BTreeMap<IpAddr, NextHop>, NetlinkError> {
+        blocking("look up routes", move |socket| uplink::routes_to(socket, &ips)).await
     }
 
     /// Makes or repairs the VXLAN device and returns its ifindex.

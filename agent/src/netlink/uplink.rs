@@ -1,7 +1,7 @@
 //! What the node looks like from outside: its uplinks, its addresses, and how the kernel would reach others.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -64,11 +64,24 @@ pub(super) fn local_addresses(socket: &mut Socket) -> Result<LocalAddresses, Net
     })
 }
 
-/// How the kernel reaches `to`; `None` when it has no route or `to` is the node's own.
-pub(super) fn route_to(socket: &mut Socket, to: IpAddr) -> Result<Option<NextHop>, NetlinkError> {
-    let Some(answer) = lookup(socket, to, None)? else { return Ok(None) };
+/// How the kernel reaches each of `ips`; without those that it has no route to and those of the node itself.
+pub(super) fn routes_to(
+    socket: &mut Socket,
+    ips: &[IpAddr],
+) -> Result<BTreeMap<IpAddr, NextHop>, NetlinkError> {
+    let requests: Vec<Request> = ips.iter().map(|ip| question(*ip, None)).collect();
+    let mtus: BTreeMap<u32, u32> = socket.links()?.iter().map(|link| (link.ifindex, link.mtu)).collect();
+    let mut hops = BTreeMap::new();
+    for (ip, reply) in ips.iter().zip(socket.exchange(&requests)?) {
+        let answer = answer(reply.map(|messages| messages.into_iter().next()))?;
+        hops.extend(answer.and_then(|answer| next_hop(&answer, &mtus)).map(|hop| (*ip, hop)));
+    }
+    Ok(hops)
+}
+
+fn next_hop(answer: &RouteMessage, mtus: &BTreeMap<u32, u32>) -> Option<NextHop> {
     if answer.header.kind != RouteType::Unicast {
-        return Ok(None);
+        return None;
     }
     let (mut ifindex, mut gateway, mut mtu) = (None, None, None);
     for attribute in &answer.attributes {
@@ -81,15 +94,9 @@ pub(super) fn route_to(socket: &mut Socket, to: IpAddr) -> Result<Option<NextHop
             _ => {}
         }
     }
-    let Some(ifindex) = ifindex else { return Ok(None) };
-    let mtu = match mtu {
-        Some(mtu) => mtu,
-        None => match socket.link_by_index(ifindex)? {
-            Some(link) => link.mtu,
-            None => return Ok(None),
-        },
-    };
-    Ok(Some(NextHop { ifindex, gateway, source: source_of(&answer), mtu }))
+    let ifindex = ifindex?;
+    let mtu = mtu.or_else(|| mtus.get(&ifindex).copied())?;
+    Some(NextHop { ifindex, gateway, source: source_of(answer), mtu })
 }
 
 fn detect(links: &[Link], addresses: &[Address], node_addresses: &[IpAddr], table: &MainTable) -> Vec<Link> {
@@ -165,14 +172,22 @@ fn is_global(ip: &IpAddr) -> bool {
 
 /// What the kernel would do with a packet to `to`, if need be through `oif`; `None` when it would not send it.
 fn lookup(socket: &mut Socket, to: IpAddr, oif: Option<u32>) -> Result<Option<RouteMessage>, NetlinkError> {
+    answer(socket.one(question(to, oif)))
+}
+
+fn question(to: IpAddr, oif: Option<u32>) -> Request {
     let mut message = RouteMessage::default();
     message.header.address_family = family(to);
     message.header.destination_prefix_length = host_prefix(to);
     message.attributes.push(RouteAttribute::Destination(to.into()));
     message.attributes.extend(oif.map(RouteAttribute::Oif));
-    let request =
-        Request::new(format!("look up the route to {to}"), RouteNetlinkMessage::GetRoute(message), 0);
-    match socket.one(request) {
+    Request::new(format!("look up the route to {to}"), RouteNetlinkMessage::GetRoute(message), 0)
+}
+
+fn answer(
+    reply: Result<Option<RouteNetlinkMessage>, NetlinkError>,
+) -> Result<Option<RouteMessage>, NetlinkError> {
+    match reply {
         Ok(Some(RouteNetlinkMessage::NewRoute(answer))) => Ok(Some(answer)),
         Ok(_) => Ok(None),
         Err(error) if no_route(&error) => Ok(None),

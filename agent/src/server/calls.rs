@@ -2,18 +2,11 @@
 
 use std::{os::fd::OwnedFd, time::Instant};
 
-use hypha_cni::protocol::{
-    Call, EndpointInfo, Info, MasqFileInfo, MasqueradeInfo, ProtocolError, Request, Response, code,
-};
-use tracing::{info, warn};
+use hypha_cni::protocol::{Call, ProtocolError, Request, Response, code};
+use tracing::warn;
 
-use super::{endpoints, error::CallError, locks::Locks};
-use crate::{
-    core::{choice::Choice, facts::Routing},
-    daemon::{Agent, View},
-    source::masq_file::MasqFile,
-    store::Record,
-};
+use super::{endpoints, error::CallError, info, locks::Locks};
+use crate::daemon::Agent;
 
 /// The answer to one line, a whole line itself.
 pub async fn answer(agent: &Agent, locks: &Locks, line: &[u8], netns: Option<OwnedFd>) -> Vec<u8> {
@@ -42,15 +35,15 @@ async fn carry_out(agent: &Agent, locks: &Locks, call: Call, netns: Option<Owned
         Call::Gc(gc) => endpoints::gc(agent, locks, gc).await.map(|removed| Response::Collected { removed }),
         Call::Status => status(agent),
         // An operator's questions are not worth counting.
-        Call::Info => return Response::Info(Box::new(facts(agent))),
-        Call::Endpoints => return Response::Endpoints(agent.ledger().records().map(endpoint).collect()),
+        Call::Info => return Response::Info(Box::new(info::facts(agent))),
+        Call::Endpoints => return Response::Endpoints(info::endpoints(agent)),
     };
     let took = started.elapsed();
     agent.metrics.called(verb, result.as_ref().map_or_else(CallError::code, |_| 0), took);
     match result {
         Ok(response) => {
             if let Some(about) = about {
-                info!(call = verb, about, ms = took.as_millis(), "done");
+                tracing::info!(call = verb, about, ms = took.as_millis(), "done");
             }
             response
         }
@@ -87,49 +80,5 @@ fn status(agent: &Agent) -> Result<Response, CallError> {
     match agent.view().not_ready {
         None => Ok(Response::Ready),
         Some(reason) => Err(CallError::Unavailable(reason)),
-    }
-}
-
-fn facts(agent: &Agent) -> Info {
-    let View { not_ready, nodes, pod_cidrs, uplinks, choices, masq_file, .. } = agent.view();
-    let routing = match agent.config.routing {
-        Routing::Tunnel => "tunnel",
-        Routing::Native => "native",
-    };
-    Info {
-        node: agent.config.node_name.clone(),
-        agent_version: env!("CARGO_PKG_VERSION").into(),
-        pid: std::process::id(),
-        routing: routing.into(),
-        ready: not_ready.is_none(),
-        endpoints: agent.ledger().records().count(),
-        nodes,
-        pod_cidrs,
-        uplinks,
-        masquerade: choices.into_iter().map(choice).collect(),
-        masq_file: masq_file.map(masq_file_info),
-    }
-}
-
-fn choice(choice: Choice) -> MasqueradeInfo {
-    let Choice { device, destinations, source, reason } = choice;
-    MasqueradeInfo { device, destinations, source, reason: reason.into() }
-}
-
-fn masq_file_info(file: MasqFile) -> MasqFileInfo {
-    let MasqFile { path, config, found, error } = file;
-    MasqFileInfo { path, found, error, exempt: config.exempt.into_iter().collect(), ignored: config.ignored }
-}
-
-fn endpoint(record: &Record) -> EndpointInfo {
-    EndpointInfo {
-        attachment: record.attachment.clone(),
-        pod: record.pod.clone(),
-        netns: record.netns.clone(),
-        host_ifname: record.host_ifname.clone(),
-        host_ifindex: record.link.map(|link| link.ifindex),
-        mac: record.link.map(|link| link.mac.to_string()).unwrap_or_default(),
-        mtu: record.mtu,
-        addresses: record.addresses.clone(),
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     core::desired::pod_endpoint,
     daemon::Agent,
     datapath::{Datapath, DatapathError, Role},
-    netlink::PodLink,
+    netlink::{PodLink, PodLinkInfo},
     store::{Link, NamespaceId, Phase, Record, host_ifname},
 };
 
@@ -173,19 +173,29 @@ pub async fn gc(agent: &Agent, locks: &Locks, gc: Gc) -> Result<usize, CallError
     failed.map_or(Ok(removed), Err)
 }
 
-/// Ends what an agent that was killed had begun: an ADD that nobody waits for any more, or a DEL.
+/// Ends what an agent that was killed had begun: an ADD that nobody waits for any more, or a DEL. And removes endpoints
+/// whose veth is gone: their pod's namespace ended while no agent ran, and its DEL may never come.
 pub async fn recover(agent: &Agent) {
-    let unfinished = |record: &&Record| record.phase != Phase::Ready;
-    let attachments: Vec<Attachment> =
-        agent.ledger().records().filter(unfinished).map(|record| record.attachment.clone()).collect();
-    for attachment in attachments {
-        info!(
-            container = attachment.container_id,
-            ifname = attachment.ifname,
-            "removing an unfinished endpoint"
-        );
-        if let Err(error) = remove(agent, &attachment).await {
-            warn!(%error, "cannot remove an unfinished endpoint: its DEL will try again");
+    let links = agent.netlink.pod_links().await;
+    let links = links.map_err(|error| warn!(%error, "cannot look for endpoints whose pod is gone")).ok();
+    let is_linked = |record: &Record| {
+        let found = |link: &PodLinkInfo| {
+            link.name == record.host_ifname && record.link.is_some_and(|known| known.ifindex == link.ifindex)
+        };
+        links.as_ref().is_none_or(|links| links.iter().any(found))
+    };
+    let why = |record: &Record| match record.phase {
+        Phase::Ready if is_linked(record) => None,
+        Phase::Ready => Some("removing an endpoint whose veth is gone"),
+        Phase::Wiring | Phase::Removing => Some("removing an unfinished endpoint"),
+    };
+    let condemned: Vec<(Record, &str)> =
+        agent.ledger().records().filter_map(|record| Some((record.clone(), why(record)?))).collect();
+    for (record, why) in condemned {
+        let Attachment { container_id, ifname, .. } = &record.attachment;
+        info!(container = container_id, ifname, addresses = ?record.addresses, "{why}");
+        if let Err(error) = remove(agent, &record.attachment).await {
+            warn!(%error, "cannot remove an endpoint: its DEL will try again");
         }
     }
 }

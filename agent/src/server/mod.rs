@@ -3,6 +3,7 @@
 mod calls;
 mod endpoints;
 mod error;
+mod info;
 mod locks;
 
 use std::{

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::{
-    Event, Key, Object,
+    Event, Key, Kind, Object, Status,
     notices::Notices,
     parse::{self, Parsed},
 };
@@ -55,8 +55,9 @@ pub enum SourceError {
     },
 }
 
-/// Reads the directory and follows it from then on; the first event is a [`Event::Reset`] and is there already.
-pub fn watch(path: &Path) -> Result<mpsc::Receiver<Event>, SourceError> {
+/// Reads the directory and follows it from then on; the first events are an [`Event::Reset`] of every kind, and are there
+/// already.
+pub fn watch(path: &Path, status: Status) -> Result<mpsc::Receiver<Event>, SourceError> {
     let (events, receiver) = mpsc::channel(64);
     // Watching before reading: a change in between is read twice rather than missed.
     let failed = |source| SourceError::Watch { path: path.to_owned(), source };
@@ -64,30 +65,45 @@ pub fn watch(path: &Path) -> Result<mpsc::Receiver<Event>, SourceError> {
     notices.watch(path).map_err(failed)?;
     let mut directory = Directory::new(path);
     directory.scan().map_err(|source| SourceError::Read { path: path.to_owned(), source })?;
-    let objects = directory.current.values().map(|(_, object)| object.clone()).collect();
-    // The channel is new and empty: there is room.
-    let _ = events.try_send(Event::Reset(objects));
+    for kind in Kind::ALL {
+        let objects = directory.current.values().map(|(_, object)| object);
+        let objects = objects.filter(|object| object.kind() == kind).cloned().collect();
+        let event = Event::Reset(kind, objects);
+        status.connected(kind);
+        status.event(&event);
+        // The channel is new and empty: there is room.
+        let _ = events.try_send(event);
+    }
     thread::Builder::new()
         .name("source-dir".into())
-        .spawn(move || follow(directory, &events, &notices))
+        .spawn(move || follow(directory, &events, &notices, &status))
         .map_err(|source| SourceError::Thread { path: path.to_owned(), source })?;
     Ok(receiver)
 }
 
 /// Until nobody listens any more.
-fn follow(mut directory: Directory, events: &mpsc::Sender<Event>, notices: &Notices) {
+fn follow(mut directory: Directory, events: &mpsc::Sender<Event>, notices: &Notices, status: &Status) {
     let mut readable = true;
     while !events.is_closed() {
         notices.wait(RESCAN);
         match directory.scan() {
             Ok(changes) => {
                 readable = true;
-                if changes.into_iter().any(|event| events.blocking_send(event).is_err()) {
-                    return;
+                for kind in Kind::ALL {
+                    status.connected(kind);
+                }
+                for event in changes {
+                    status.event(&event);
+                    if events.blocking_send(event).is_err() {
+                        return;
+                    }
                 }
             }
             Err(error) if readable => {
                 readable = false;
+                for kind in Kind::ALL {
+                    status.failed(kind, &error.to_string());
+                }
                 warn!(path = %directory.path.display(), %error, "source directory is unreadable: keeping its objects");
             }
             Err(_) => {}

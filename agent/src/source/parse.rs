@@ -1,6 +1,6 @@
 //! From the text of a file to objects: YAML or JSON, several documents, `kind: List` flattened.
 
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_saphyr::Spanned;
@@ -61,9 +61,15 @@ fn add(parsed: &mut Parsed, line: u64, mut document: Value) -> Result<(), ParseE
     match (version.as_str(), kind.as_str()) {
         ("v1", "Node") => {
             let node: Node = object(line, document)?;
-            parsed.objects.push(Object::Node(Box::new(node)));
+            parsed.objects.push(node.into());
         }
-        ("v1", "List" | "NodeList") => {
+        ("v1", "Pod") => {
+            let mut pod: Pod = object(line, document)?;
+            // As kubectl does with what it is given.
+            pod.metadata.namespace.get_or_insert_with(|| "default".into());
+            parsed.objects.push(pod.into());
+        }
+        ("v1", "List" | "NodeList" | "PodList") => {
             let items = document.get_mut("items").map(Value::take);
             let Some(Value::Array(items)) = items else { return Ok(()) };
             for mut item in items {
@@ -122,6 +128,7 @@ mod tests {
             ("JSON", json.into(), &["Node j"]),
             ("a list", format!(r#"{{"apiVersion": "v1", "kind": "List", "items": [{json}]}}"#), &["Node j"]),
             ("a typed list", untyped.into(), &["Node l"]),
+            ("a pod", "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\n".into(), &["Pod default/p"]),
             ("an empty list", r#"{"apiVersion": "v1", "kind": "List", "items": []}"#.into(), &[]),
         ] {
             assert_eq!(names(&text), expected, "{what}");

@@ -1,6 +1,6 @@
 //! Uplinks, own addresses and next hops.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use hypha_agent::netlink::{NamedSource, Netlink, NetlinkError, SourceReason, UplinkInfo};
 
@@ -265,14 +265,17 @@ fn a_next_hop_is_on_the_link_or_behind_a_router_or_nowhere() {
             ("2001:db8:9::9", Some("2001:db8:1::fe"), "2001:db8:1::1", 1500),
         ];
         for (to, gateway, source, mtu) in reachable {
-            let hop = netlink.route_to(to.parse().unwrap()).await.unwrap().unwrap();
+            let to = to.parse().unwrap();
+            let hop = netlink.routes_to(vec![to]).await.unwrap()[&to];
             assert_eq!(u64::from(hop.ifindex), ifindex, "{to}");
             assert_eq!(hop.gateway, gateway.map(|it| it.parse().unwrap()), "{to}");
             assert_eq!(hop.source, Some(source.parse().unwrap()), "{to}");
             assert_eq!(hop.mtu, mtu, "{to}");
         }
-        for to in ["10.0.7.7", "10.0.6.6", "203.0.113.1", "2001:db8:77::1", "10.0.1.1", "2001:db8:1::1"] {
-            assert_eq!(netlink.route_to(to.parse().unwrap()).await.unwrap(), None, "{to}");
-        }
+        let nowhere = ["10.0.7.7", "10.0.6.6", "203.0.113.1", "2001:db8:77::1", "10.0.1.1", "2001:db8:1::1"];
+        let all = nowhere.iter().copied().chain(reachable.map(|(to, ..)| to));
+        let hops = netlink.routes_to(all.map(|to| to.parse().unwrap()).collect()).await.unwrap();
+        let expected: BTreeSet<IpAddr> = reachable.iter().map(|(to, ..)| to.parse().unwrap()).collect();
+        assert_eq!(hops.into_keys().collect::<BTreeSet<_>>(), expected, "many at once, some of them nowhere");
     });
 }

@@ -114,7 +114,7 @@ fn call_bridge(
     config: &serde_json::Value,
 ) -> anyhow::Result<Duration> {
     let container_id = netns.name();
-    let call = Call { command, container_id, netns: Some(netns.path()), ifname: "eth0", config };
+    let call = Call { command, container_id, netns: Some(netns.path()), ifname: "eth0", args: "", config };
     let reply = node.reference_plugin("bridge", &call)?;
     let elapsed = reply.elapsed;
     reply.success().map(|_| elapsed)

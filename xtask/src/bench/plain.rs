@@ -186,6 +186,7 @@ fn plugin_pods(lab: &Lab, plugin: &'static str, extra: Value) -> anyhow::Result<
             container_id: &container_id,
             netns: path,
             ifname: "eth0",
+            args: "",
             config: &config,
         };
         let result = node.reference_plugin(plugin, &call)?.success()?;

@@ -112,7 +112,7 @@ fn suite(message: &str) -> Option<Suite> {
     let kind = target.kind.first()?;
     let phase = match (kind.as_str(), target.name.as_str()) {
         ("test", "lab") => Phase::Lab,
-        ("test", "cluster" | "deploy") => Phase::Cluster,
+        ("test", "api" | "cluster" | "deploy") => Phase::Cluster,
         ("test", "netlink" | "programs") => Phase::Programs,
         _ => Phase::Unit,
     };

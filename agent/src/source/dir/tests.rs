@@ -27,11 +27,12 @@ impl Fixture {
 fn words(events: Vec<Event>) -> Vec<String> {
     let cidr = |object: &Object| match object {
         Object::Node(node) => node.spec.as_ref().and_then(|spec| spec.pod_cidr.clone()).unwrap_or_default(),
+        Object::Pod(_) => String::new(),
     };
     let word = |event| match event {
         Event::Apply(object) => format!("+{} {}", object.key(), cidr(&object)),
         Event::Delete(key) => format!("-{key}"),
-        Event::Reset(objects) => format!("={}", objects.len()),
+        Event::Reset(kind, objects) => format!("={kind} {}", objects.len()),
     };
     events.into_iter().map(word).collect()
 }
@@ -133,8 +134,9 @@ fn an_unreadable_directory_is_an_error_and_loses_nothing() {
 async fn watching_reports_everything_first_and_changes_as_they_come() {
     let fixture = Fixture::new();
     fixture.write("a.yaml", &node("a", "1"));
-    let mut events = watch(fixture.folder.path()).unwrap();
-    assert_eq!(words(vec![events.recv().await.unwrap()]), ["=1"]);
+    let mut events = watch(fixture.folder.path(), Status::new("dir", String::new())).unwrap();
+    let first = vec![events.recv().await.unwrap(), events.recv().await.unwrap()];
+    assert_eq!(words(first), ["=Node 1", "=Pod 0"]);
     fixture.write("b.yaml", &node("b", "1"));
     let next = tokio::time::timeout(Duration::from_secs(30), events.recv()).await.unwrap();
     assert_eq!(words(vec![next.unwrap()]), ["+Node b 1"]);
@@ -142,6 +144,6 @@ async fn watching_reports_everything_first_and_changes_as_they_come() {
 
 #[test]
 fn watching_what_is_not_there_says_so() {
-    let missing = watch(Path::new("/nonexistent/objects"));
+    let missing = watch(Path::new("/nonexistent/objects"), Status::new("dir", String::new()));
     assert!(missing.is_err());
 }

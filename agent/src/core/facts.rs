@@ -139,7 +139,7 @@ pub struct PodFacts {
 }
 
 /// Everything about this machine that the desired state depends on.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// The name of this node's own Node object.
     pub node_name: String,

@@ -1,8 +1,12 @@
 //! What the desired state needs to know about this machine, asked of the kernel.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use datapath_ebpf::Mac;
+use tokio::time::Instant;
 
 use super::agent::Agent;
 use crate::{
@@ -15,9 +19,21 @@ use crate::{
     netlink::{NetlinkError, PodLinkInfo},
 };
 
-/// Everything but the pods and the exempt prefixes, which are not the kernel's. Makes or repairs the tunnel device on the way, because its number is among the facts.
-pub async fn gather(agent: &Agent) -> Result<Facts, NetlinkError> {
+/// Facts, and what they were gathered for.
+#[derive(Clone, Debug)]
+pub struct Gathered {
+    /// When.
+    pub at: Instant,
+    /// Everything but the pods and the exempt prefixes, which are not the kernel's.
+    pub facts: Facts,
+    /// The addresses of this node as its object told.
+    own: Vec<IpAddr>,
+}
+
+/// Asks the kernel for everything. Makes or repairs the tunnel device on the way, because its number is among the facts.
+pub async fn gather(agent: &Agent) -> Result<Gathered, NetlinkError> {
     let Agent { netlink, config, .. } = agent;
+    let at = Instant::now();
     let (own, others) = addresses(&agent.index().nodes, &config.node_name);
     let uplinks = netlink.uplinks(&config.devices, &own).await?;
     netlink.prepare_node(&uplinks).await?;
@@ -43,7 +59,24 @@ pub async fn gather(agent: &Agent) -> Result<Facts, NetlinkError> {
             netlink.delete_overlay().await?;
         }
     }
-    Ok(facts)
+    Ok(Gathered { at, facts, own })
+}
+
+impl Gathered {
+    /// Nodes have changed: asks for the ways to those addresses only that are new. Tells whether that is enough; it is not
+    /// when this node's own addresses are others, because then everything may be.
+    pub async fn follow_nodes(&mut self, agent: &Agent) -> Result<bool, NetlinkError> {
+        let (own, others) = addresses(&agent.index().nodes, &agent.config.node_name);
+        if own != self.own {
+            return Ok(false);
+        }
+        let others: BTreeSet<IpAddr> = others.into_iter().collect();
+        let hops = &mut self.facts.next_hops;
+        hops.retain(|address, _| others.contains(address));
+        let unknown = others.iter().filter(|address| !hops.contains_key(address)).copied().collect();
+        hops.extend(agent.netlink.routes_to(unknown).await?);
+        Ok(true)
+    }
 }
 
 /// The addresses of this node, and those of all others, as their objects tell.

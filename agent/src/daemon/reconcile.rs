@@ -1,15 +1,11 @@
 //! The loop that keeps the node as it should be: whatever changes, and also when nothing seems to, what is wanted is
 //! computed anew and compared with what the kernel holds.
 
+mod compare;
 mod learn;
 mod publish;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 use tokio::{
@@ -19,17 +15,22 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use self::compare::Comparison;
 use super::{
-    agent::Agent, collector, conflist::ConflistError, disagree::Disagreements, facts, worker::WorkerGone,
+    agent::Agent,
+    collector,
+    conflist::ConflistError,
+    disagree::Disagreements,
+    facts::{self, Gathered},
+    worker::WorkerGone,
 };
 use crate::{
     core::{
-        Desired,
-        desired::{Compiled, Problem, compile},
+        desired::Problem,
         facts::Facts,
         objects::{Event, Kind},
     },
-    datapath::{Changes, Datapath, DatapathError, Role},
+    datapath::DatapathError,
     netlink::{Changes as NetworkChanges, Monitor, Netlink, NetlinkError, PodLink, PodLinkInfo},
     source::masq_file::MasqFile,
     store::{Phase, Record},
@@ -80,9 +81,18 @@ pub struct Reconciler {
     inputs: Inputs,
     /// Told when the first pass has ended.
     compared: Option<oneshot::Sender<()>>,
-    facts: Option<(Instant, Facts)>,
+    facts: Option<Gathered>,
     /// The kernel reported changes since the facts were gathered.
     stale: Option<Stale>,
+    /// Nodes have changed since then.
+    renewed: bool,
+    /// How often nodes have changed.
+    nodes: u64,
+    /// The kernel reported changes since the last comparison, or that failed.
+    noticed: bool,
+    last: Option<Comparison>,
+    /// Flows of former owners of addresses have ended.
+    settled: bool,
     /// The node's addresses as of the last pass.
     addresses: BTreeSet<IpAddr>,
     /// What the kernel has reported altogether.
@@ -118,6 +128,11 @@ impl Reconciler {
             compared: Some(compared),
             facts: None,
             stale: None,
+            renewed: false,
+            nodes: 0,
+            noticed: false,
+            last: None,
+            settled: false,
             addresses: BTreeSet::new(),
             seen: NetworkChanges::default(),
             last_pass: Instant::now(),
@@ -178,6 +193,7 @@ impl Reconciler {
     }
 
     fn fail(&mut self, error: &PassError) {
+        self.noticed = true;
         // Facts may be what was wrong, for instance a device that is gone.
         self.stale = self.stale.max(Some(Stale::Somewhere));
         let text = error.to_string();
@@ -198,6 +214,7 @@ impl Reconciler {
         }
         let changes = *self.inputs.monitor.borrow_and_update();
         let seen = std::mem::replace(&mut self.seen, changes);
+        self.noticed |= changes.all != seen.all;
         if changes.addresses != seen.addresses {
             self.stale = Some(Stale::Addresses);
         } else if changes.all != seen.all {
@@ -222,7 +239,8 @@ impl Reconciler {
         let matters = taken.changed == Some(Kind::Node);
         if matters {
             // Other nodes' next hops are among the facts.
-            self.facts = None;
+            self.renewed = true;
+            self.nodes += 1;
         }
         matters
     }
@@ -238,28 +256,22 @@ impl Reconciler {
             exempt_cidrs: self.exempt_cidrs(),
             ..facts
         };
-        let Compiled { desired, kernel_routes, problems } = compile(&agent.index().nodes, &facts);
-        self.say(problems);
-        self.bring_datapath(desired, facts::attachments(&facts, &links)).await?;
+        let attachments = facts::attachments(&facts, &links);
+        let noticed = std::mem::take(&mut self.noticed);
+        let holds = self.last.as_ref().is_some_and(|last| !noticed && last.holds(self.nodes, &facts));
+        if holds {
+            self.bring_datapath(None, attachments).await?;
+        } else {
+            self.compare(&facts, attachments).await?;
+        }
         for (record, _) in pods.iter().filter(|(_, up)| !up) {
             self.raise(record).await?;
         }
-        let routes = agent.netlink.sync_routes(&kernel_routes).await?;
-        let neighbours = agent.netlink.ensure_neighbours(&facts::neighbours(&facts)).await?;
         drop(quiet);
-        agent.metrics.changed("routes", routes.added + routes.removed);
-        agent.metrics.changed("neighbours", neighbours);
-        if routes.added + routes.removed + neighbours > 0 {
-            info!(
-                added = routes.added,
-                removed = routes.removed,
-                neighbours,
-                "kernel routes brought up to date"
-            );
-        }
-        if self.compared.is_some() {
+        if !self.settled {
             // Flows of pods that an earlier agent deleted last: until they have ended no address is given out.
             collector::first(&agent).await;
+            self.settled = true;
         }
         self.publish(&facts)?;
         self.disagreements.look(&agent);
@@ -292,19 +304,25 @@ impl Reconciler {
             Some(Stale::Somewhere) => FACTS_AGE_CHANGED,
             Some(Stale::Addresses) => Duration::ZERO,
         };
-        if let Some((_, facts)) = self.facts.as_ref().filter(|(since, _)| since.elapsed() < age) {
-            return Ok(facts.clone());
+        if let Some(mut gathered) = self.facts.clone().filter(|facts| facts.at.elapsed() < age)
+            && (!self.renewed || gathered.follow_nodes(&self.agent).await?)
+        {
+            self.renewed = false;
+            let facts = gathered.facts.clone();
+            self.facts = Some(gathered);
+            return Ok(facts);
         }
         // What changes from here on is seen by the next pass.
-        self.stale = None;
-        let facts = facts::gather(&self.agent).await?;
-        let known = self.facts.as_ref().map(|(_, known)| &known.uplinks);
+        (self.stale, self.renewed) = (None, false);
+        let gathered = facts::gather(&self.agent).await?;
+        let facts = gathered.facts.clone();
+        let known = self.facts.as_ref().map(|known| &known.facts.uplinks);
         if known != Some(&facts.uplinks) {
             for uplink in &facts.uplinks {
                 info!(device = uplink.name, mtu = uplink.mtu, addresses = ?uplink.addresses, "uplink");
             }
         }
-        self.facts = Some((Instant::now(), facts.clone()));
+        self.facts = Some(gathered);
         Ok(facts)
     }
 
@@ -344,36 +362,6 @@ impl Reconciler {
         self.agent.metrics.changed("pods", 1);
         let existing = PodLink::existing(link.ifindex, link.mac);
         self.agent.netlink.publish_pod_link(existing, &self.agent.pod_wiring(record)).await
-    }
-
-    /// Maps first: programs that are attached, or swapped, find them filled.
-    async fn bring_datapath(&self, desired: Desired, wanted: BTreeMap<u32, Role>) -> Result<(), PassError> {
-        let bring = move |datapath: &mut Datapath| -> Result<_, DatapathError> {
-            let repinned = !datapath.pins_intact();
-            if repinned {
-                datapath.repin()?;
-            }
-            Ok((repinned, datapath.apply(&desired)?, datapath.attach_all(&wanted)?))
-        };
-        let (repinned, maps, attachments) = self.agent.datapath.run(bring).await??;
-        if repinned {
-            warn!("somebody had removed pins: they are back");
-            self.agent.metrics.changed("pins", 1);
-        }
-        if maps.removed > 0 {
-            self.agent.leavers.notify_one();
-        }
-        self.report("maps", maps);
-        self.report("attachments", attachments);
-        Ok(())
-    }
-
-    fn report(&self, what: &'static str, changes: Changes) {
-        let Changes { added, updated, removed } = changes;
-        self.agent.metrics.changed(what, added + updated + removed);
-        if changes != Changes::default() {
-            info!(what, added, updated, removed, "datapath brought up to date");
-        }
     }
 
     fn say(&mut self, problems: BTreeSet<Problem>) {

@@ -260,7 +260,7 @@ fn age(lab: &Lab, flows: usize) -> anyhow::Result<Ageing> {
 }
 
 /// What a process has used of CPUs so far, in the kernel too.
-fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
+pub fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
     // After the name, which is in brackets: fields 14 and 15 of the line are user and system time.
     let line = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let fields = line.rsplit_once(')').context("an odd stat line")?.1.split_whitespace().skip(11).take(2);

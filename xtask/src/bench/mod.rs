@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::{compile, test::packages, workspace};
 
+mod api;
 mod cni;
 mod flows;
 mod live;
@@ -32,6 +33,8 @@ enum Part {
     Flows,
     /// CNI ADD and DEL, and the agent's memory.
     Cni,
+    /// The agent in a large cluster, by a real API server: memory, CPU, latencies, requests.
+    Api,
 }
 
 /// Options of `cargo xtask bench`.
@@ -86,6 +89,7 @@ struct Report {
     traffic: Vec<live::Live>,
     flows: Option<flows::Report>,
     cni: Option<cni::Report>,
+    api: Option<api::Report>,
 }
 
 /// Builds what is shipped, and measures it.
@@ -138,6 +142,9 @@ fn measure(options: &Options) -> anyhow::Result<Report> {
     if options.wants(Part::Cni) {
         report.cni = Some(cni::measure()?);
     }
+    if options.wants(Part::Api) {
+        report.api = Some(api::measure()?);
+    }
     Ok(report)
 }
 
@@ -170,6 +177,7 @@ fn print(report: &Report) {
         (!report.traffic.is_empty()).then(|| live::table_of(&report.traffic)),
         report.flows.as_ref().map(flows::Report::table),
         report.cni.as_ref().map(cni::Report::table),
+        report.api.as_ref().map(api::Report::table),
     ];
     for table in tables.into_iter().flatten() {
         println!("{table}\n");

@@ -81,8 +81,8 @@ pub struct Follower {
 enum Remedy {
     /// Go on with the same stream, which knows where it was.
     Again,
-    /// The server does not stream lists: page through them.
-    Pages,
+    /// The server does not stream lists: ask for whole ones.
+    Whole,
     /// Credentials are refused, or the server's certificate is: read ours anew.
     Credentials,
 }
@@ -94,8 +94,8 @@ impl Follower {
         while !self.events.is_closed() {
             match self.stream::<K>(client.clone(), streaming, &mut backoff).await {
                 Remedy::Again => return,
-                Remedy::Pages => {
-                    info!(kind = %K::KIND, "the API server does not stream lists: paging through them");
+                Remedy::Whole => {
+                    info!(kind = %K::KIND, "the API server does not stream lists: asking for whole ones");
                     streaming = false;
                 }
                 Remedy::Credentials => match self.access.client(&self.status).await {
@@ -115,7 +115,7 @@ impl Follower {
                 Ok(event) => event,
                 Err(error) => {
                     let remedy = remedy(&error, streaming);
-                    if remedy == Remedy::Pages {
+                    if remedy == Remedy::Whole {
                         return remedy;
                     }
                     self.fail(K::KIND, &error);
@@ -180,6 +180,8 @@ fn config<K: Followed>(node: &str, streaming: bool) -> watcher::Config {
     // Whatever the server has at hand will do: what changes later comes later.
     let mut config = watcher::Config::default().any_semantic();
     config.field_selector = K::selector(node);
+    // A page would come from etcd instead of the server's cache.
+    config.page_size = None;
     if streaming { config.streaming_lists() } else { config }
 }
 
@@ -190,7 +192,7 @@ fn remedy(error: &watcher::Error, streaming: bool) -> Remedy {
     };
     match error {
         // "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled"
-        kube::Error::Api(status) if streaming && matches!(status.code, 400 | 422) => Remedy::Pages,
+        kube::Error::Api(status) if streaming && matches!(status.code, 400 | 422) => Remedy::Whole,
         kube::Error::Api(status) if status.code == 401 => Remedy::Credentials,
         kube::Error::Api(_) => Remedy::Again,
         _ if is_about_certificates(error) => Remedy::Credentials,

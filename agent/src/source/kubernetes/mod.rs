@@ -70,3 +70,6 @@ pub async fn follow(access: &Access, node: &str) -> Result<Followed, AccessError
     tokio::spawn(follower(Box::new(|_| {})).run::<Pod>(client.clone()));
     Ok(Followed { events: receiver, status, own, client })
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,8 +18,8 @@ fn certificate() -> kube::Error {
 fn every_error_has_its_remedy() {
     use watcher::Error::{InitialListFailed, NoResourceVersion, WatchStartFailed};
     for (what, error, streaming, expected) in [
-        ("no streaming", WatchStartFailed(refused(422, "Invalid", "")), true, Remedy::Pages),
-        ("an older way to say so", WatchStartFailed(refused(400, "BadRequest", "")), true, Remedy::Pages),
+        ("no streaming", WatchStartFailed(refused(422, "Invalid", "")), true, Remedy::Whole),
+        ("an older way to say so", WatchStartFailed(refused(400, "BadRequest", "")), true, Remedy::Whole),
         ("a bad request otherwise", InitialListFailed(refused(400, "BadRequest", "")), false, Remedy::Again),
         ("too many requests", WatchStartFailed(refused(429, "TooManyRequests", "")), true, Remedy::Again),
         ("credentials", WatchStartFailed(refused(401, "Unauthorized", "")), true, Remedy::Credentials),

@@ -19,8 +19,15 @@ use super::delegate::Delegate;
 use super::environment::{Environment, Verb, pod_name};
 use super::result;
 
-/// Longest time that undoing a failed ADD, or a STATUS (which runtimes ask for in a loop), may take.
+/// Longest time that undoing a failed ADD may take.
 const SHORT: Duration = Duration::from_secs(10);
+
+/// Longest time that a STATUS may take, which is how long an agent may be away before the node is called not ready. A
+/// kubelet gives its runtime up after 30 seconds without an answer, of which 5 pass between two questions.
+const ABSENCE: Duration = Duration::from_secs(15);
+
+/// How often an agent that is away is looked for.
+const GLANCE: Duration = Duration::from_millis(100);
 
 /// One invocation with all its input.
 pub(super) struct Invocation<'a> {
@@ -33,7 +40,8 @@ pub(super) struct Invocation<'a> {
 impl<'a> Invocation<'a> {
     /// Starts the clock.
     pub(super) fn new(environment: Environment, config: Config, stdin: &'a [u8]) -> Self {
-        let limit = if environment.verb == Verb::Status { config.timeout.min(SHORT) } else { config.timeout };
+        let limit =
+            if environment.verb == Verb::Status { config.timeout.min(ABSENCE) } else { config.timeout };
         Self { environment, config, stdin, deadline: Instant::now() + limit }
     }
 
@@ -165,8 +173,16 @@ impl<'a> Invocation<'a> {
     }
 
     /// Any reason why ADD would fail is one of the two codes that STATUS knows.
+    ///
+    /// An agent that is being replaced is waited for. The kubelet calls a node NotReady at the first bad answer, and then
+    /// all its pods are taken out of their Services, although not a packet is lost meanwhile.
     fn status(&self) -> Result<(), ErrorReply> {
-        match self.ask(Call::Status, None) {
+        let mut answer = self.ask(Call::Status, None);
+        while is_passing(&answer) && Instant::now() + GLANCE < self.deadline {
+            std::thread::sleep(GLANCE);
+            answer = self.ask(Call::Status, None);
+        }
+        match answer {
             Ok(Response::Ready) => self.run_delegate(),
             other => {
                 let error = failure(other);
@@ -236,6 +252,15 @@ fn deleted(reply: Result<Response, CallError>) -> Result<(), ErrorReply> {
     match reply {
         Ok(Response::Deleted(_)) => Ok(()),
         other => Err(failure(other)),
+    }
+}
+
+/// Whether an answer is one of an agent that is being replaced: nobody listens, or it still starts.
+fn is_passing(answer: &Result<Response, CallError>) -> bool {
+    match answer {
+        Err(CallError::Unreachable { .. } | CallError::Broken { .. }) => true,
+        Ok(Response::Error(reply)) => reply.code == code::TRY_AGAIN_LATER,
+        _ => false,
     }
 }
 

@@ -1,5 +1,7 @@
 //! CHECK, GC, STATUS and VERSION.
 
+use std::{thread, time::Duration};
+
 use hypha_cni::protocol::{Call, Kept, Response, code};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
@@ -103,7 +105,26 @@ pub fn cases() -> Vec<Trial> {
     }
     cases.push(case("STATUS 1.1.0: no agent is error 50", || {
         let place = Place::new();
-        without_container(&place, "STATUS").run().error(50, &["not running", "hypha.sock"]);
+        let status = without_container(&place, "STATUS").with("timeout", json!(0.3));
+        status.run().error(50, &["not running", "hypha.sock"]);
+    }));
+    cases.push(case("STATUS 1.1.0: an agent that is being replaced is waited for", || {
+        let place = Place::new();
+        let socket = place.socket();
+        let replaced = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(300));
+            let mut asked = 0;
+            FakeAgent::start(&socket, move |_: &Call| {
+                asked += 1;
+                match asked {
+                    1 => Reply::HangUp,
+                    2 => Reply::Say(Response::error(code::TRY_AGAIN_LATER, "still starting", "3 of 5")),
+                    _ => Reply::Say(Response::Ready),
+                }
+            })
+        });
+        without_container(&place, "STATUS").run().silent_success();
+        assert_eq!(replaced.join().unwrap().calls().len(), 3);
     }));
     for (name, stdin, version) in [
         ("1.0.0", r#"{"cniVersion":"1.0.0"}"#, "1.0.0"),

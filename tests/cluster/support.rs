@@ -42,7 +42,7 @@ pub fn pod_spec() -> Value {
         "containers": [{
             "name": "web",
             "image": TOOLS,
-            "command": ["httpd", "-f", "-p", "8080", "-h", "/etc"],
+            "command": ["httpd", "-f", "-p", "8080", "-h", "/www"],
             "readinessProbe": { "tcpSocket": { "port": 8080 }, "periodSeconds": 1 },
         }],
     })
@@ -58,5 +58,18 @@ pub fn pod_on(node: &str, name: &str) -> Value {
         "kind": "Pod",
         "metadata": { "name": name, "labels": { "app": name } },
         "spec": spec,
+    })
+}
+/// A Deployment of such pods, labelled `app=<name>`.
+pub fn deployment(name: &str, replicas: usize, spec: &Value) -> Value {
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": { "name": name },
+        "spec": {
+            "replicas": replicas,
+            "selector": { "matchLabels": { "app": name } },
+            "template": { "metadata": { "labels": { "app": name } }, "spec": spec },
+        },
     })
 }

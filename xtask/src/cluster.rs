@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use hypha_lab::{
+    Routing,
     cluster::{Cluster, ClusterSpec, kept},
     registry,
 };
 
-use crate::{progress::Progress, test::packages, workspace};
+use crate::{image, progress::Progress, test::packages, workspace};
 
 /// Options of `cargo xtask cluster`.
 #[derive(clap::Args)]
@@ -44,13 +45,27 @@ struct Up {
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=20))]
     nodes: u8,
     /// What connects the pods.
-    #[arg(long, value_enum, default_value_t = Network::Reference)]
+    #[arg(long, value_enum, default_value_t = Network::Hypha)]
     network: Network,
+    /// How Hypha's packets travel between the nodes.
+    #[arg(long, value_enum, default_value_t = Way::Tunnel)]
+    routing: Way,
+}
+
+/// Hypha's `--routing`.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Way {
+    /// Wrapped in VXLAN.
+    Tunnel,
+    /// As they are.
+    Native,
 }
 
 /// What connects the pods.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Network {
+    /// Hypha, built from here and installed from deploy/hypha.yaml.
+    Hypha,
     /// The reference plugins (bridge, host-local, portmap) and routes between the nodes.
     Reference,
     /// Nothing: nodes stay NotReady until a network is installed.
@@ -94,20 +109,40 @@ fn start(up: &Up) -> anyhow::Result<()> {
     let progress = Progress::start();
     let tell = |step: &str| progress.tell(step);
     let mut spec = ClusterSpec::nodes(up.nodes).prefix(kept::PREFIX);
-    if up.network == Network::Reference {
-        spec = spec.reference_network();
+    match up.network {
+        Network::Hypha => {
+            progress.tell("building Hypha and its image");
+            spec = spec.image(&image::archive()?);
+        }
+        Network::Reference => spec = spec.reference_network(),
+        Network::None => {}
     }
     let cluster = spec.start(&tell)?;
-    if up.network != Network::None {
-        progress.tell("waiting until every node is Ready");
-        let ready = cluster.wait_nodes_ready(Duration::from_mins(2));
-        ready.map_err(|error| anyhow::anyhow!("{error:#}\n{}", cluster.diagnosis()))?;
-    }
+    let connected = connect(&cluster, up, &progress);
+    connected.map_err(|error| anyhow::anyhow!("{error:#}\n{}", cluster.diagnosis()))?;
     progress.finish();
     print!("{}", cluster.kubectl(&["get", "nodes", "--output=wide"])?);
     let hints = hints(&cluster)?;
     cluster.keep()?;
     eprintln!("{hints}");
+    Ok(())
+}
+
+/// Gives the pods their network and waits until it is there.
+fn connect(cluster: &Cluster, up: &Up, progress: &Progress) -> anyhow::Result<()> {
+    let patience = Duration::from_mins(2);
+    if up.network == Network::Hypha {
+        progress.tell("applying deploy/hypha.yaml");
+        cluster.install_hypha(match up.routing {
+            Way::Tunnel => Routing::Tunnel,
+            Way::Native => Routing::Native,
+        })?;
+        cluster.wait_daemon_set("hypha", patience)?;
+    }
+    if up.network != Network::None {
+        progress.tell("waiting until every node is Ready");
+        cluster.wait_nodes_ready(patience)?;
+    }
     Ok(())
 }
 

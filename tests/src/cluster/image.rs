@@ -15,6 +15,8 @@ pub const PAUSE: &str = "registry.k8s.io/pause:3.10.2";
 const BUSYBOX: &str = "/bin/busybox";
 /// Ends at once when it is asked to: a shell that waits runs its trap, one that sleeps does not.
 const SLEEP: &str = "trap 'exit 0' TERM INT; while :; do sleep 3600 & wait $!; done";
+/// What `httpd -h /www` serves.
+pub const PAGE: &str = "hello\n";
 const APPLETS: [&str; 12] =
     ["sh", "sleep", "httpd", "wget", "nc", "ip", "ping", "cat", "ls", "echo", "mkdir", "hostname"];
 
@@ -60,11 +62,12 @@ pub(super) fn write_tools(path: &Path) -> Result<()> {
 
 fn layer(busybox: &[u8]) -> Result<Vec<u8>> {
     let mut layer = Builder::new(Vec::new());
-    for directory in ["bin/", "etc/", "tmp/"] {
+    for directory in ["bin/", "etc/", "tmp/", "www/"] {
         let mut header = header(EntryType::Directory, 0o755, 0);
         layer.append_data(&mut header, directory, &[][..]).context("cannot add a directory")?;
     }
     add(&mut layer, "bin/busybox", 0o755, busybox)?;
+    add(&mut layer, "www/index.html", 0o644, PAGE.as_bytes())?;
     for applet in APPLETS {
         let mut header = header(EntryType::Symlink, 0o777, 0);
         layer.append_link(&mut header, format!("bin/{applet}"), "busybox").context("cannot add a link")?;

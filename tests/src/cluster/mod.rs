@@ -23,6 +23,7 @@ pub mod control_plane;
 pub mod etcd;
 pub mod go;
 pub mod image;
+pub mod install;
 pub mod kept;
 pub mod kubeconfig;
 pub mod node;
@@ -33,6 +34,7 @@ pub mod programs;
 pub mod progress;
 pub mod reference;
 pub mod space;
+pub mod watch;
 
 pub use assembly::{Cluster, ClusterSpec};
 pub use audit::Request;

@@ -215,13 +215,17 @@ fn source_dir(module: &Module) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(module.directory)
 }
 
-/// `cluster` in the target directory that this program belongs to.
 fn cache_dir() -> Result<PathBuf> {
+    Ok(target_dir()?.join("cluster"))
+}
+
+/// The target directory that this program belongs to.
+pub(super) fn target_dir() -> Result<PathBuf> {
     let program = env::current_exe().context("cannot tell where this program is")?;
     let target = program.ancestors().find(|dir| dir.join("CACHEDIR.TAG").exists());
     let target =
         target.with_context(|| format!("{} is in no target directory of cargo", program.display()))?;
-    Ok(target.join("cluster"))
+    Ok(target.to_path_buf())
 }
 
 #[cfg(test)]

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use hypha_lab::{Family, Routing};
+use hypha_lab::{Family, Routing, registry};
 use serde::Serialize;
 
 use crate::{compile, test::packages, workspace};
 
 mod api;
+mod cluster;
 mod cni;
 mod flows;
 mod live;
@@ -35,6 +36,8 @@ enum Part {
     Cni,
     /// The agent in a large cluster, by a real API server: memory, CPU, latencies, requests.
     Api,
+    /// Pods to Ready in a real cluster, next to the reference plugins in another.
+    Cluster,
 }
 
 /// Options of `cargo xtask bench`.
@@ -90,12 +93,14 @@ struct Report {
     flows: Option<flows::Report>,
     cni: Option<cni::Report>,
     api: Option<api::Report>,
+    cluster: Option<cluster::Report>,
 }
 
 /// Builds what is shipped, and measures it.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     ensure!(workspace::is_root(), "benchmarks make network namespaces: run them as root");
     packages::ensure_installed()?;
+    registry::clean_up_on_signals()?;
     // Other binaries can be named, to compare two builds.
     if !options.baselines && std::env::var_os("HYPHA_BIN_DIR").is_none() {
         let binaries = compile::binaries(true)?;
@@ -145,6 +150,9 @@ fn measure(options: &Options) -> anyhow::Result<Report> {
     if options.wants(Part::Api) {
         report.api = Some(api::measure()?);
     }
+    if options.wants(Part::Cluster) {
+        report.cluster = Some(cluster::measure(options.rounds)?);
+    }
     Ok(report)
 }
 
@@ -178,6 +186,7 @@ fn print(report: &Report) {
         report.flows.as_ref().map(flows::Report::table),
         report.cni.as_ref().map(cni::Report::table),
         report.api.as_ref().map(api::Report::table),
+        report.cluster.as_ref().map(cluster::Report::table),
     ];
     for table in tables.into_iter().flatten() {
         println!("{table}\n");

@@ -47,6 +47,14 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The image under its default name at its default place, made anew: what clusters are given.
+pub fn archive() -> anyhow::Result<PathBuf> {
+    let out = destination(Path::new("target/image/hypha.tar"));
+    let image = build(&compile::binaries(true)?, &layout::reference("hypha:dev")?)?;
+    write(&out, &image.tar)?;
+    Ok(out)
+}
+
 /// The image as bytes.
 struct Image {
     /// The archive: an OCI image layout.

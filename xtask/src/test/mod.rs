@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 
-use crate::{compile, workspace};
+use crate::{compile, image, workspace};
 
 pub mod packages;
 mod runner;
@@ -84,6 +84,9 @@ fn run_suite(suite: &Suite, filter: Option<&str>, binaries: Option<&PathBuf>) ->
     command.args(filter);
     if let Some(directory) = binaries {
         command.env("HYPHA_BIN_DIR", directory);
+    }
+    if suite.phase == Phase::Cluster {
+        command.env("HYPHA_IMAGE", image::archive()?);
     }
     runner::run(&suite.name, &mut command, suite.phase.limit())
 }

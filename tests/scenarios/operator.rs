@@ -1,10 +1,10 @@
 //! What an operator sees and does on a node.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Stdio, thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use hypha_lab::{
-    Family, Lab, LabSpec, Protocol, Routing, Station,
+    Family, Lab, LabSpec, Node, Protocol, Routing, Station,
     netns::Netns,
     programs, shell,
     traffic::{exchange, tools},
@@ -19,6 +19,7 @@ pub fn scenarios() -> Vec<Trial> {
     vec![
         scenario("operator::bpftool_shows_field_names", LabSpec::nodes(2, Routing::Native), field_names),
         scenario("operator::cleanup_removes_every_trace", LabSpec::nodes(2, Routing::Tunnel), cleanup),
+        scenario("operator::cleanup_may_be_killed", LabSpec::nodes(1, Routing::Tunnel), killed_cleanups),
         scenario_without_start(
             "operator::settings_of_other_devices_are_left_alone",
             LabSpec::nodes(1, Routing::Tunnel),
@@ -110,6 +111,15 @@ fn cleanup(lab: &mut Lab) -> Result<()> {
     ensure!(again.lines().count() == 1, "a second cleanup finds more than its own run directory: {again}");
 
     ensure!(count(&bin_dir) == 1, "of the plugins only hypha-cni goes");
+    nothing_left(node)?;
+    // And all can begin anew.
+    node.start_agent()?;
+    let b = node.add_pod("b")?;
+    exchange::exchange(&b, &c, Family::V4, Protocol::Tcp)?;
+    Ok(())
+}
+
+fn nothing_left(node: &Node) -> Result<()> {
     ensure!(!node.run_dir().exists(), "the run directory is left");
     ensure!(count(node.bpf_dir()) == 0, "{} pins left", count(node.bpf_dir()));
     ensure!(!node.conflist().exists(), "the CNI configuration is left");
@@ -122,12 +132,27 @@ fn cleanup(lab: &mut Lab) -> Result<()> {
         let routes = shell::ip(node.netns(), &format!("{} route show table all proto 72", family.flag()))?;
         ensure!(routes.is_empty(), "left: {routes}");
     }
-    ensure!(attached()?.is_empty(), "still attached: {:?}", attached()?);
-    // And all can begin anew.
-    node.start_agent()?;
-    let b = node.add_pod("b")?;
-    exchange::exchange(&b, &c, Family::V4, Protocol::Tcp)?;
+    let attached = programs::attached(node.netns(), "eth0")?;
+    ensure!(attached.is_empty(), "still attached: {attached:?}");
     Ok(())
+}
+
+/// Killed after ever longer times, most of which are somewhere in the middle; the next one goes on from there.
+fn killed_cleanups(lab: &mut Lab) -> Result<()> {
+    let node = lab.node(0);
+    let pods = (0..8).map(|number| node.add_pod(&format!("p{number}"))).collect::<Result<Vec<_>>>()?;
+    node.stop_agent()?;
+    for wait in [0, 1, 2, 3, 5, 8, 13, 21, 34] {
+        let mut command = node.hypha_command(&["cleanup"])?;
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        thread::sleep(Duration::from_millis(wait));
+        child.kill()?;
+        child.wait()?;
+    }
+    node.hypha(&["cleanup"])?;
+    nothing_left(node)?;
+    drop(pods);
+    node.start_agent()
 }
 
 /// Settings of the whole node and of its uplink that a strict administrator has made.

@@ -4,6 +4,7 @@ use std::{
     fs,
     net::IpAddr,
     path::{Path, PathBuf},
+    process::Command,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -239,6 +240,11 @@ impl Node {
 
     /// Runs an operator's command of `hypha` on the node, with the node's directories.
     pub fn hypha(&self, arguments: &[&str]) -> Result<String> {
+        crate::shell::text(&mut self.hypha_command(arguments)?)
+    }
+
+    /// The same, to be started.
+    pub fn hypha_command(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = self.netns.command(&self.binaries()?.hypha);
         command
             .args(arguments)
@@ -246,7 +252,7 @@ impl Node {
             .env("HYPHA_RUN_DIR", self.run_dir())
             .env("HYPHA_BPF_DIR", &self.bpf_dir)
             .env("HYPHA_CNI_CONF_DIR", self.dir.join("cni"));
-        crate::shell::text(&mut command)
+        Ok(command)
     }
 
     /// The configuration that a runtime hands to the plugin: the one that the agent wrote, or what it would write.

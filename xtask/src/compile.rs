@@ -65,15 +65,8 @@ fn place(built: &Path, place: &Path) -> anyhow::Result<()> {
     placed.with_context(|| format!("copying {} to {}", built.display(), place.display()))
 }
 
-/// The C and assembly of `ring` (TLS) need nothing of a C library: the machine's own compiler will do for musl, too.
-const C_COMPILER: (&str, &str) = ("CC_x86_64_unknown_linux_musl", "cc");
-
 fn build(arguments: &[&str]) -> anyhow::Result<()> {
-    let (variable, compiler) = C_COMPILER;
-    let compiler = std::env::var_os(variable).unwrap_or_else(|| compiler.into());
-    let mut cargo = cargo();
-    let status =
-        cargo.arg("build").args(arguments).env(variable, compiler).status().context("starting cargo")?;
+    let status = cargo().arg("build").args(arguments).status().context("starting cargo")?;
     ensure!(status.success(), "`cargo build {}` failed ({status})", arguments.join(" "));
     Ok(())
 }

@@ -272,6 +272,30 @@ mod tests {
         assert_eq!(config.node_name, "file");
     }
 
+    /// What the manifest sets, and with its examples, which are comments, too: the agent refuses what it does not know.
+    #[test]
+    fn the_manifest_is_understood() {
+        let manifest = include_str!("../../../deploy/hypha.yaml");
+        let (_, options) = manifest.split_once("\n  hypha.yaml: |\n").unwrap();
+        let (options, _) = options.split_once("\n---\n").unwrap();
+        let is_example = |line: &&str| {
+            line.trim()
+                .strip_prefix("# ")
+                .and_then(|rest| rest.split_once(": "))
+                .is_some_and(|(key, _)| key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-'))
+        };
+        let examples: Vec<&str> = options.lines().filter(is_example).collect();
+        assert_eq!(examples.len(), 5, "{examples:?}");
+        let uncommented = options
+            .lines()
+            .map(|line| if is_example(&line) { line.replacen("# ", "", 1) } else { line.into() });
+        for text in [options.to_owned(), uncommented.collect::<Vec<_>>().join("\n")] {
+            let read: Options = serde_saphyr::from_str(&text).unwrap();
+            assert_eq!(read.routing, Some(Routing::Tunnel));
+            assert_eq!(read.metrics_addr.map(|address| address.port()), Some(9872));
+        }
+    }
+
     #[test]
     fn conntrack_settings_of_file_and_flags_add_up() {
         let folder = tempfile::tempdir().unwrap();

@@ -37,17 +37,17 @@ fn life(lab: &Lab, plane: &ControlPlane) -> Result<()> {
 fn nodes_reach_it(lab: &Lab, plane: &ControlPlane) -> Result<()> {
     for node in lab.nodes() {
         for family in Family::BOTH {
-            let said = ask(lab, node.name(), plane, family)?;
+            let said = ask(lab, node.name(), plane, family, 20)?;
             ensure!(said.contains("v1.36"), "{} by {family}: {said}", node.name());
         }
     }
     Ok(())
 }
 
-fn ask(lab: &Lab, node: &str, plane: &ControlPlane, family: Family) -> Result<String> {
+fn ask(lab: &Lab, node: &str, plane: &ControlPlane, family: Family, seconds: u32) -> Result<String> {
     let node = lab.nodes().iter().find(|candidate| candidate.name() == node).context("no such node")?;
     let mut curl = node.netns().command("curl");
-    curl.args(["--fail", "--silent", "--show-error", "--max-time", "2", "--cacert"]);
+    curl.args(["--fail", "--silent", "--show-error", "--max-time", &seconds.to_string(), "--cacert"]);
     curl.arg(plane.authority().certificate_file()).arg(format!("{}/version", plane.url(family)));
     shell::text(&mut curl)
 }
@@ -109,7 +109,7 @@ fn compaction_makes_old_versions_go(plane: &ControlPlane) -> Result<()> {
 
 fn a_pause_is_felt(lab: &Lab, plane: &ControlPlane) -> Result<()> {
     plane.pause_api()?;
-    let during = ask(lab, "node1", plane, Family::V4);
+    let during = ask(lab, "node1", plane, Family::V4, 2);
     plane.resume_api()?;
     ensure!(during.is_err(), "a paused API server answers");
     plane.wait_ready()

@@ -20,7 +20,12 @@ pub fn trial(name: &str, run: impl FnOnce() -> Result<()> + Send + 'static) -> T
         if !geteuid().is_root() {
             return Ok(Completion::ignored_with("needs root"));
         }
-        run().map(|()| Completion::Completed).map_err(|error| Failed::from(format!("{error:#}")))
+        run().map(|()| Completion::Completed).map_err(|error| {
+            let text = format!("{error:#}");
+            // At once: all of it takes minutes, and who watches wants to know now.
+            eprintln!("{text}");
+            Failed::from(text)
+        })
     })
 }
 

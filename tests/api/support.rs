@@ -46,10 +46,24 @@ impl Cluster {
         let plane = ControlPlaneSpec::default().start_in_lab(&lab)?;
         plane.apply(MANIFEST)?;
         let cluster = Self { plane, lab };
+        cluster.wait_for_rights()?;
         for node in cluster.lab.nodes() {
             cluster.register(node)?;
         }
         Ok(cluster)
+    }
+
+    /// The API server knows of a new role a moment after it has taken it, and not of all its parts at once.
+    fn wait_for_rights(&self) -> Result<()> {
+        let account = "system:serviceaccount:kube-system:hypha";
+        for (verb, resource) in
+            [("watch", "nodes"), ("watch", "pods"), ("patch", "nodes"), ("patch", "nodes/status")]
+        {
+            poll::eventually("the agents have their rights", AFTER_OUTAGE, || {
+                self.plane.kubectl(&["auth", "can-i", verb, resource, "--all-namespaces", "--as", account])
+            })?;
+        }
+        Ok(())
     }
 
     /// Nodes with agents that are ready.

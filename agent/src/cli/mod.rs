@@ -127,8 +127,11 @@ fn run(command: Command) -> anyhow::Result<()> {
     }
 }
 
+/// Libraries whose warnings repeat what the agent says better; a filter that names them is heeded.
+const QUIET: &str = "kube_client=off,kube_runtime=off";
+
 fn start_log(args: &AgentArgs) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&args.log)?;
+    let filter = EnvFilter::try_new(format!("{QUIET},{}", args.log))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     match args.log_format {
         LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).with_target(false).init(),

@@ -217,7 +217,7 @@ impl Reconciler {
         self.noticed |= changes.all != seen.all;
         if changes.addresses != seen.addresses {
             self.stale = Some(Stale::Addresses);
-        } else if changes.all != seen.all {
+        } else if changes.all - changes.own != seen.all - seen.own {
             self.stale = self.stale.max(Some(Stale::Somewhere));
         }
         if self.inputs.monitor.has_changed().is_err() {

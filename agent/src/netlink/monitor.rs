@@ -51,6 +51,8 @@ pub struct Changes {
     pub all: u64,
     /// Of the node's addresses and default routes.
     pub addresses: u64,
+    /// Removals of the agent's own routes, which tell nothing about the node's network.
+    pub own: u64,
 }
 
 /// Counts changes; closed when the kernel no longer tells.
@@ -93,6 +95,7 @@ async fn forward(socket: &TokioSocket, sender: &watch::Sender<Changes>) -> io::E
             sender.send_modify(|changes| {
                 changes.all += 1;
                 changes.addresses += u64::from(kind == Kind::Address);
+                changes.own += u64::from(kind == Kind::Own);
             });
         }
     }
@@ -104,6 +107,8 @@ enum Kind {
     /// What can only be the agent's own doing (routes added), and what tells nothing (neighbours coming and changing
     /// state: the agent's entries are permanent, only their removal matters).
     Nothing,
+    /// A route of the agent is gone: by itself, or by somebody who should not.
+    Own,
     /// Anything that is not among the others: what comes and goes with every pod.
     Other,
     /// An address of the node that others can reach, or a default route.
@@ -117,6 +122,7 @@ fn kind(notice: &[u8]) -> Kind {
         RTM_NEWNEIGH => Kind::Nothing,
         RTM_NEWADDR | RTM_DELADDR if byte(ADDRESS_SCOPE_OFFSET) < RT_SCOPE_LINK => Kind::Address,
         RTM_NEWROUTE if byte(ROUTE_PROTOCOL_OFFSET) == HYPHA_RT_PROTO => Kind::Nothing,
+        RTM_DELROUTE if byte(ROUTE_PROTOCOL_OFFSET) == HYPHA_RT_PROTO => Kind::Own,
         RTM_NEWROUTE | RTM_DELROUTE if byte(ROUTE_LENGTH_OFFSET) == 0 => Kind::Address,
         _ => Kind::Other,
     }

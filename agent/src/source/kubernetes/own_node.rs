@@ -34,6 +34,8 @@ const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 pub struct OwnNode {
     /// The object's name, once it was seen.
     name: Option<String>,
+    /// Which state of the object this is; the larger the later.
+    version: u64,
     /// Whether the condition says that the network is there.
     available: bool,
     /// The places of the agent's taint in the list.
@@ -48,8 +50,10 @@ impl OwnNode {
             it.type_ == CONDITION && it.status == "False" && it.reason.as_deref() == Some(REASON)
         };
         let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
+        let version = node.metadata.resource_version.as_ref().and_then(|version| version.parse().ok());
         let seen = Self {
             name: node.metadata.name.clone(),
+            version: version.unwrap_or(self.version),
             available: conditions.into_iter().flatten().any(available),
             taints: taints
                 .into_iter()
@@ -59,9 +63,15 @@ impl OwnNode {
                 .map(|(place, _)| place)
                 .collect(),
         };
+        self.version = seen.version;
         let changed = *self != seen;
         *self = seen;
         changed
+    }
+
+    /// The later of two states. What the watch brings may be older than the answer to a patch.
+    fn later(self, other: &Self) -> Self {
+        if other.version > self.version { other.clone() } else { self }
     }
 
     /// What is to be written, in order.
@@ -97,16 +107,17 @@ impl Write {
         }
     }
 
-    async fn send(&self, api: &Api<Node>, name: &str) -> kube::Result<()> {
+    /// Returns the object as it is then.
+    async fn send(&self, api: &Api<Node>, name: &str) -> kube::Result<Node> {
         let parameters = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
         match self {
             Self::Condition => {
                 let patch = Patch::Strategic(condition(Timestamp::now()));
-                api.patch_status(name, &parameters, &patch).await.map(drop)
+                api.patch_status(name, &parameters, &patch).await
             }
             Self::Taint(places) => {
                 let patch = serde_json::from_value(removal(places)).map_err(kube::Error::SerdeError)?;
-                api.patch(name, &parameters, &Patch::<()>::Json(patch)).await.map(drop)
+                api.patch(name, &parameters, &Patch::<()>::Json(patch)).await
             }
         }
     }
@@ -144,11 +155,12 @@ pub async fn announce(
     let api: Api<Node> = Api::all(client);
     let mut pause = PAUSE.0;
     let mut said = None;
+    let mut written = OwnNode::default();
     loop {
-        let seen = own.borrow_and_update().clone();
+        let seen = own.borrow_and_update().clone().later(&written);
         let is_ready = *ready.borrow_and_update();
         let result = match &seen.name {
-            Some(name) if is_ready => write(&api, name, &seen.writes()).await,
+            Some(name) if is_ready => write(&api, name, &seen.writes(), &mut written).await,
             _ => Ok(()),
         };
         let retry = result.is_err();
@@ -169,10 +181,13 @@ pub async fn announce(
     }
 }
 
-async fn write(api: &Api<Node>, name: &str, writes: &[Write]) -> Result<(), String> {
+async fn write(api: &Api<Node>, name: &str, writes: &[Write], written: &mut OwnNode) -> Result<(), String> {
     for write in writes {
         match write.send(api, name).await {
-            Ok(()) => info!(node = name, "wrote {}", write.what()),
+            Ok(node) => {
+                written.see(&node);
+                info!(node = name, "wrote {}", write.what());
+            }
             // Somebody else was faster: the watch brings what it looks like now.
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422) => {}
             Err(kube::Error::Api(status)) if status.code == 403 => {
@@ -219,6 +234,20 @@ mod tests {
             assert!(!own.see(&node), "{what}: the same again");
             assert_eq!(own.writes(), expected, "{what}");
         }
+    }
+
+    #[test]
+    fn an_answer_is_not_undone_by_an_older_event() {
+        let state = |version: &str, taints: &[&str]| {
+            let mut node = node(Some(("False", REASON)), taints);
+            node.metadata.resource_version = Some(version.into());
+            let mut own = OwnNode::default();
+            own.see(&node);
+            own
+        };
+        let (event, answer, later) = (state("9", &[TAINT]), state("10", &[]), state("11", &[TAINT]));
+        assert_eq!(event.later(&answer).writes(), []);
+        assert_eq!(later.later(&answer).writes(), [Write::Taint(vec![0])], "somebody set it again");
     }
 
     #[test]

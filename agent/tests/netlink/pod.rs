@@ -253,7 +253,9 @@ fn an_address_that_the_node_lacks_does_not_keep_a_pod_from_starting() {
 #[test]
 fn only_host_ends_of_pods_are_listed() {
     on_a_node(async |netlink| {
-        let ifindex = wire(&netlink, &Pod::new(), &wiring(&[V4])).await;
+        // The veth goes with the pod's namespace.
+        let pod = Pod::new();
+        let ifindex = wire(&netlink, &pod, &wiring(&[V4])).await;
         ip("link add hyperv0 type veth peer name eth7");
         ip("link add hy0000000000000 type veth peer name eth8");
         let listed = netlink.pod_links().await.unwrap();

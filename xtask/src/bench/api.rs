@@ -56,7 +56,7 @@ pub struct Report {
     answered: [f64; 3],
     /// Milliseconds from a start of the agent, with pods to adopt, until it serves ADD: p50, most.
     starts: [f64; 2],
-    /// Requests of a start, and in ten minutes of steady state, by verb and resource.
+    /// Requests of a start, and of the two minutes in which the agent is watched, by verb and resource.
     requests_start: BTreeMap<String, usize>,
     requests_watched: BTreeMap<String, usize>,
 }

@@ -155,7 +155,19 @@ impl Flow {
         }
     }
 
-    /// Whether the world opened it.
+    /// Whether the owner's packets leave with another source.
+    #[inline(always)]
+    pub const fn is_translated(&self) -> bool {
+        !self.nat_address.is_unspecified()
+    }
+
+    /// Whether it came through a host port.
+    #[inline(always)]
+    pub const fn is_host_port(&self) -> bool {
+        self.flags & Self::HOST_PORT != 0
+    }
+
+    /// Whether the remote end opened it.
     #[inline(always)]
     pub const fn is_inbound(&self) -> bool {
         self.flags & Self::INBOUND != 0

@@ -6,10 +6,12 @@
 use crate::{Ip, Mac, Port};
 
 mod fragments;
+mod host_ports;
 
 pub use fragments::{
     FRAGMENT_WORDS, FRAGMENTS_MAX, Fragment, FragmentKey, HELD_BYTES, HELD_MAX, HELD_PER_SIDE, Held,
 };
+pub use host_ports::{HOST_PORTS_MAX, HostPort, HostPortKey};
 
 /// Implements `aya::Pod` for types that zerocopy has proved to have no padding and no invalid bit pattern.
 macro_rules! pod {
@@ -49,7 +51,7 @@ pub struct Endpoint {
     pub ifindex: u32,
     /// The pod's own MAC (its end of the veth).
     pub mac: Mac,
-    /// [`Endpoint::HOST`] or 0.
+    /// [`Endpoint::HOST`], [`Endpoint::HOST_PORTS`].
     pub flags: u16,
     /// The agent's number for the endpoint, the same for all its addresses; 0 for the node.
     pub id: u32,
@@ -59,11 +61,19 @@ pod!(Endpoint);
 impl Endpoint {
     /// The address is the node's own: packets to it go up the host's stack.
     pub const HOST: u16 = 1;
+    /// Of a pod: it has host ports. Of an address of the node: there are host ports at it. Without it nobody looks into `host_ports`.
+    pub const HOST_PORTS: u16 = 2;
 
     /// Whether it is an address of the node's own.
     #[inline(always)]
     pub const fn is_host(&self) -> bool {
         self.flags & Self::HOST != 0
+    }
+
+    /// Whether [`Endpoint::HOST_PORTS`] is set.
+    #[inline(always)]
+    pub const fn has_host_ports(&self) -> bool {
+        self.flags & Self::HOST_PORTS != 0
     }
 }
 
@@ -103,10 +113,21 @@ pub struct Route {
     pub mtu: u16,
     /// A [`RouteKind`] as its number.
     pub kind: u8,
-    /// Keeps the size a multiple of four without padding; always 0.
-    pub reserved: u8,
+    /// [`Route::NODE`] or 0.
+    pub flags: u8,
 }
 pod!(Route);
+
+impl Route {
+    /// The prefix is another node's own address, not its pods'.
+    pub const NODE: u8 = 1;
+
+    /// Whether [`Route::NODE`] is set.
+    #[inline(always)]
+    pub const fn is_node(&self) -> bool {
+        self.flags & Self::NODE != 0
+    }
+}
 
 /// `uplinks`: ifindex -> what to masquerade with. What leaves through a device that is not in this map takes the host's
 /// stack and is never masqueraded.
@@ -270,7 +291,7 @@ pub struct Flow {
     pub ifindex: u32,
     /// The source port that the owner's packets are given.
     pub nat_port: Port,
-    /// [`Flow::INBOUND`], [`Flow::HOST`].
+    /// [`Flow::INBOUND`], [`Flow::HOST`], [`Flow::HOST_PORT`].
     pub flags: u8,
     /// Keeps the size a multiple of eight without padding; always 0.
     pub reserved: u8,
@@ -286,10 +307,12 @@ pod!(Flow);
 const _: () = assert!(40 + 48 + size_of::<Flow>() + 8 <= 192);
 
 impl Flow {
-    /// The world opened this flow towards the pod: nothing in it is translated.
+    /// The remote end opened this flow. Unless it did so through a host port, nothing in it is translated.
     pub const INBOUND: u8 = 1;
     /// The owner is a socket of the host whose source port was taken by a pod and that was given another.
     pub const HOST: u8 = 2;
+    /// The remote end opened it through a host port of the owner: the owner's packets are given the node's address and that port.
+    pub const HOST_PORT: u8 = 4;
 }
 
 /// `nat`: the way back of a translated flow: key is (remote, masquerade address, ports), value the flow's owner.
@@ -307,7 +330,7 @@ pub struct Reverse {
     pub created: u32,
     /// The port (identifier) the reply is for.
     pub port: Port,
-    /// [`Flow::HOST`] or 0.
+    /// [`Flow::HOST`], [`Flow::HOST_PORT`] or 0.
     pub flags: u8,
     /// Keeps the size a multiple of four without padding; always 0.
     pub reserved: u8,
@@ -376,7 +399,7 @@ pod!(Counter);
 
 /// Version of the layouts above. Bumped together with the snapshot: an agent that finds pins of another version makes
 /// new maps, fills them and only then swaps the programs over.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// First port of the masquerade range; the range is a power of two so that a random port is a mask away.
 pub const MASQUERADE_PORT_FIRST: u16 = 32_768;

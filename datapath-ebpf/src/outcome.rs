@@ -75,6 +75,10 @@ numbered! {
         RelatedError = 10 => "related-error",
         /// A later fragment that came before its first: kept, and let in again once that one has come.
         Held = 11 => "held",
+        /// Sent to a host port, translated and delivered to the pod that has it.
+        HostPort = 12 => "host-port",
+        /// A pod's answer to what came through its host port, with that as its source.
+        HostPortReply = 13 => "host-port-reply",
     }
 }
 
@@ -119,6 +123,8 @@ numbered! {
         FragmentOverlap = 42 => "fragment-overlap",
         /// A pod's ICMP error that is not about a packet of any flow known of.
         RelatedUnknown = 43 => "related-unknown",
+        /// Sent to a host port from an address and port that already talk to the same port of the pod in another way.
+        HostPortClash = 44 => "host-port-clash",
     }
 }
 

@@ -7,8 +7,8 @@ use std::fmt::Write as _;
 use std::mem::offset_of;
 
 use datapath_ebpf::maps::{
-    Counter, Direction, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Held, LAYOUT, Node, Pool, PoolKey,
-    Prefix, Reverse, Route, Uplink,
+    Counter, Direction, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Held, HostPort, HostPortKey, LAYOUT,
+    Node, Pool, PoolKey, Prefix, Reverse, Route, Uplink,
 };
 use datapath_ebpf::{
     Ip, Mac, Port,
@@ -46,7 +46,7 @@ fn layouts_are_those_of_the_version_they_claim() {
     layout!(text, Mac { bytes });
     layout!(text, Port { bytes });
     layout!(text, Endpoint { ifindex, mac, flags, id });
-    layout!(text, Route { next_hop, underlay_next_hop, ifindex, underlay_ifindex, mtu, kind, reserved });
+    layout!(text, Route { next_hop, underlay_next_hop, ifindex, underlay_ifindex, mtu, kind, flags });
     layout!(text, Uplink { masquerade_v6, masquerade_v4, mtu, flags });
     layout!(text, Prefix { address, mask });
     layout!(text, Node { address_v4, address_v6, pods_v4, pods_v6, overlay_ifindex, layout });
@@ -54,6 +54,8 @@ fn layouts_are_those_of_the_version_they_claim() {
     layout!(text, Direction { packets, bytes, last_seen, end, ack, tcp_flags, reserved });
     layout!(text, Flow { created, nat_address, ifindex, nat_port, flags, reserved, sent, received });
     layout!(text, Reverse { address, created, port, flags, reserved });
+    layout!(text, HostPortKey { address, port, protocol, reserved });
+    layout!(text, HostPort { address, endpoint, port, reserved });
     layout!(text, PoolKey { nat_address, remote, remote_port, protocol, reserved });
     layout!(text, Pool { last_used, reserved, taken });
     layout!(text, FragmentKey { src, dst, id, ifindex, protocol, reserved });

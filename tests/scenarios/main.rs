@@ -6,6 +6,7 @@ mod connector;
 mod directions;
 mod errors;
 mod fragments;
+mod host_ports;
 mod lifecycle;
 mod masquerade;
 mod nodes;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         path::scenarios(),
         masquerade::scenarios(),
         fragments::scenarios(),
+        host_ports::scenarios(),
         policy_file::scenarios(),
         addresses::scenarios(),
         ports::scenarios(),

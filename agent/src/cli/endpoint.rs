@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use anyhow::bail;
-use hypha_cni::protocol::{Call, EndpointInfo, Response};
+use hypha_cni::protocol::{Call, EndpointInfo, PortMapping, Response};
 
 use super::{
     client::ClientArgs,
@@ -108,11 +108,18 @@ fn details(endpoint: &EndpointInfo) -> Vec<Vec<String>> {
         row("interface", endpoint.attachment.ifname.clone()),
         row("network", endpoint.attachment.network.clone()),
         row("addresses", addresses.join(", ")),
+        row("host ports", host_ports(endpoint)),
         row("MAC", endpoint.mac.clone()),
         row("MTU", endpoint.mtu.to_string()),
         row("device", format!("{} (ifindex {ifindex})", endpoint.host_ifname)),
         row("namespace", endpoint.netns.display().to_string()),
     ]
+}
+
+fn host_ports(endpoint: &EndpointInfo) -> String {
+    let one = |mapping: &PortMapping| format!("{mapping} to {}", mapping.container_port);
+    let all: Vec<_> = endpoint.port_mappings.iter().map(one).collect();
+    if all.is_empty() { "-".to_owned() } else { all.join(", ") }
 }
 
 #[cfg(test)]
@@ -135,6 +142,7 @@ mod tests {
             mtu: 1450,
             addresses: vec!["10.1.0.5".parse().unwrap(), "fd00::5".parse().unwrap()],
             pod_state: None,
+            port_mappings: Vec::new(),
         };
         for (which, expected) in [
             ("10.1.0.5", true),

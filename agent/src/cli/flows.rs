@@ -133,9 +133,11 @@ pub fn conntrack(filter: &Filter, args: &MapArgs) -> anyhow::Result<()> {
     print_listing(args.output, &columns, rows)
 }
 
-/// Who opened the flow: a pod, the world, or the host itself.
+/// Who opened the flow: a pod, the world, a client of a host port, or the host itself.
 const fn direction(flow: &Flow) -> &'static str {
-    if flow.flags & Flow::INBOUND != 0 {
+    if flow.is_host_port() {
+        "host-port"
+    } else if flow.is_inbound() {
         "inbound"
     } else if flow.flags & Flow::HOST != 0 {
         "host"
@@ -192,11 +194,11 @@ pub fn pools(top: usize, args: &MapArgs) -> anyhow::Result<()> {
     print_listing(args.output, &columns, rows)
 }
 
-fn end(address: IpAddr, port: Port) -> Value {
+pub(super) fn end(address: IpAddr, port: Port) -> Value {
     json!(SocketAddr::new(address, port.get()).to_string())
 }
 
-fn protocol(number: u8) -> Value {
+pub(super) fn protocol(number: u8) -> Value {
     match i32::from(number) {
         libc::IPPROTO_TCP => json!("tcp"),
         libc::IPPROTO_UDP => json!("udp"),
@@ -279,10 +281,11 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_is_out_inbound_or_the_hosts() {
+    fn a_flow_is_out_inbound_through_a_host_port_or_the_hosts() {
         let (_, flow) = sample();
         assert_eq!(direction(&flow), "out");
         assert_eq!(direction(&Flow { flags: Flow::HOST, ..flow }), "host");
+        assert_eq!(direction(&Flow { flags: Flow::INBOUND | Flow::HOST_PORT, ..flow }), "host-port");
         let inbound = Flow { flags: Flow::INBOUND, nat_address: Ip::UNSPECIFIED, ..flow };
         assert_eq!((direction(&inbound), translation(&inbound)), ("inbound", Value::Null));
         assert_eq!(translation(&flow), json!("192.0.2.9:40000"));

@@ -1,7 +1,10 @@
 //! What the pinned maps hold: `hypha route`, `map` and `metrics`; `conntrack` and `nat` are in [`flows`]. They read the maps themselves, so
 //! they work while no agent runs.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, bail};
 use datapath_ebpf::{flow::Class, maps::RouteKind};
@@ -79,7 +82,7 @@ pub enum MapCommand {
     List(MapArgs),
     /// The entries of one
     Dump {
-        /// endpoints, routes, conntrack, nat, ports, claims, timeouts, event_stats or counters
+        /// endpoints, routes, host_ports, conntrack, nat, ports, claims, timeouts, event_stats or counters
         name: String,
         #[command(flatten)]
         args: MapArgs,
@@ -93,6 +96,7 @@ pub fn map(command: &MapCommand) -> anyhow::Result<()> {
         MapCommand::Dump { name, args } => match name.as_str() {
             "endpoints" => endpoints(args),
             "routes" => routes(args),
+            "host_ports" => host_ports(args),
             "conntrack" => flows::conntrack(&flows::Filter::default(), args),
             "nat" => flows::nat(args),
             "ports" => flows::pools(usize::MAX, args),
@@ -101,7 +105,7 @@ pub fn map(command: &MapCommand) -> anyhow::Result<()> {
             "event_stats" => untold(args),
             "counters" => counters(args),
             _ => bail!(
-                "no way to print map {name:?}: try endpoints, routes, conntrack, nat, ports, claims, timeouts, event_stats \
+                "no way to print map {name:?}: try endpoints, routes, host_ports, conntrack, nat, ports, claims, timeouts, event_stats \
                  or counters, or bpftool map dump pinned {}",
                 args.bpf_dir.join(name).display()
             ),
@@ -151,6 +155,22 @@ fn kind(number: u8) -> &'static str {
         _ if number == RouteKind::Exempt as u8 => "exempt",
         _ => "unknown",
     }
+}
+
+/// `hypha hostport list`. A family's unspecified address stands for all of the node's.
+pub fn host_ports(args: &MapArgs) -> anyhow::Result<()> {
+    let rows = args.read(read::host_ports)?.into_iter().map(|(key, to)| {
+        let all = IpAddr::from(key.address).is_unspecified();
+        let address = if all { json!("*") } else { json!(IpAddr::from(key.address)) };
+        vec![
+            flows::protocol(key.protocol),
+            address,
+            json!(key.port.get()),
+            flows::end(to.address.into(), to.port),
+            json!(to.endpoint),
+        ]
+    });
+    print_listing(args.output, &["protocol", "address", "port", "to", "endpoint"], rows)
 }
 
 fn claims(args: &MapArgs) -> anyhow::Result<()> {

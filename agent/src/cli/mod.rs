@@ -43,6 +43,9 @@ enum Command {
     /// Show the way to other nodes, from the maps
     #[command(subcommand, visible_alias = "routes")]
     Route(maps::ListCommand),
+    /// Show the node's ports that lead to pods, from the maps
+    #[command(subcommand, name = "hostport", visible_alias = "hostports")]
+    HostPort(maps::ListCommand),
     /// Show the flows that are tracked, from the maps
     #[command(subcommand)]
     Conntrack(maps::ConntrackCommand),
@@ -111,6 +114,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Status(args) => status::run(&args),
         Command::Endpoint(command) => endpoint::run(&command),
         Command::Route(maps::ListCommand::List(args)) => maps::routes(&args),
+        Command::HostPort(maps::ListCommand::List(args)) => maps::host_ports(&args),
         Command::Conntrack(maps::ConntrackCommand::List { filter, args }) => flows::conntrack(&filter, &args),
         Command::Nat(maps::NatCommand::List(args)) => flows::nat(&args),
         Command::Nat(maps::NatCommand::Pools { top, args }) => flows::pools(top, &args),

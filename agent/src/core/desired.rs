@@ -1,19 +1,20 @@
 //! The desired state: what the maps and the kernel's routing table should hold, compiled from what is known.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::IpAddr,
 };
 
 use datapath_ebpf::{
     Ip, Mac,
-    maps::{Endpoint, LAYOUT, Node, OVERLAY_VNI, Prefix, Route, RouteKind, Uplink},
+    maps::{Endpoint, HostPort, HostPortKey, LAYOUT, Node, OVERLAY_VNI, Prefix, Route, RouteKind, Uplink},
 };
 use ipnet::IpNet;
 
 use super::{
     exempt,
     facts::{Facts, KernelRoute, PodFacts, RouteTarget, Routing, UplinkInfo},
+    host_ports,
     nodes::{NodeModel, Nodes},
 };
 
@@ -33,6 +34,8 @@ pub struct Desired {
     pub endpoints: BTreeMap<Ip, Endpoint>,
     /// `routes`: prefixes that are not endpoints, of both families.
     pub routes: BTreeMap<IpNet, Route>,
+    /// `host_ports`: the node's ports that lead to pods.
+    pub host_ports: BTreeMap<HostPortKey, HostPort>,
     /// `uplinks`: by ifindex.
     pub uplinks: BTreeMap<u32, Uplink>,
     /// `node`: the single entry.
@@ -83,6 +86,16 @@ pub enum Problem {
         prefix: IpNet,
         /// Who keeps it.
         owner: String,
+    },
+    /// Two pods have one host port.
+    #[error("endpoint {id} has host port {port}, which endpoint {owner} has already: that one keeps it")]
+    HostPort {
+        /// The endpoint that does without.
+        id: u32,
+        /// The port.
+        port: u16,
+        /// Who has it.
+        owner: u32,
     },
     /// A pod holds an address of the node itself.
     #[error("endpoint {id} holds {address}, which is the node's own address: the node keeps it")]
@@ -153,6 +166,7 @@ pub fn compile(nodes: &Nodes, facts: &Facts) -> Compiled {
         compiler.other_node(node);
     }
     compiler.exempt();
+    compiler.host_ports();
     compiler.local_addresses();
     for pod in &facts.pods {
         compiler.pod(pod);
@@ -180,8 +194,13 @@ impl<'a> Compiler<'a> {
             overlay_ifindex: facts.overlay_ifindex.unwrap_or(0),
             layout: LAYOUT,
         };
-        let desired =
-            Desired { endpoints: BTreeMap::new(), routes: BTreeMap::new(), uplinks: BTreeMap::new(), node };
+        let desired = Desired {
+            endpoints: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            host_ports: BTreeMap::new(),
+            uplinks: BTreeMap::new(),
+            node,
+        };
         let out = Compiled { desired, kernel_routes: BTreeSet::new(), problems: BTreeSet::new() };
         Self { nodes, facts, owners: BTreeMap::new(), out }
     }
@@ -245,13 +264,15 @@ impl<'a> Compiler<'a> {
         let underlay_mtu = hop.map_or_else(|| smallest_mtu(&self.facts.uplinks), |hop| hop.mtu);
         let mtu = self.limit(underlay_mtu.saturating_sub(overhead(remote.is_ipv4())));
         let through_device = route(RouteKind::Tunnel, remote.into(), overlay, mtu);
+        let is_pods = node.pod_cidrs.contains(&prefix);
+        let through_device = Route { flags: if is_pods { 0 } else { Route::NODE }, ..through_device };
         let route = hop.map_or(through_device, |hop| Route {
             underlay_next_hop: hop.gateway.unwrap_or(remote).into(),
             underlay_ifindex: hop.ifindex,
             ..through_device
         });
         let claimed = self.claim(&node.name, prefix, route);
-        if claimed && node.pod_cidrs.contains(&prefix) {
+        if claimed && is_pods {
             let source = node_address(self.facts, self.nodes, prefix.addr().is_ipv4());
             let target = RouteTarget::Tunnel { ifindex: overlay, id: OVERLAY_VNI, remote };
             self.kernel_route(prefix, target, source, None);
@@ -290,10 +311,30 @@ impl<'a> Compiler<'a> {
         }
     }
 
+    fn host_ports(&mut self) {
+        for pod in &self.facts.pods {
+            for (key, to) in host_ports::entries(pod) {
+                // The ledger refuses what is taken: this is about records that somebody else has written.
+                match self.out.desired.host_ports.entry(key) {
+                    Entry::Vacant(free) => drop(free.insert(to)),
+                    Entry::Occupied(taken) if taken.get().endpoint == pod.id => {}
+                    Entry::Occupied(taken) => {
+                        let (port, owner) = (key.port.get(), taken.get().endpoint);
+                        self.out.problems.insert(Problem::HostPort { id: pod.id, port, owner });
+                    }
+                }
+            }
+        }
+    }
+
     fn local_addresses(&mut self) {
         let host = Endpoint { ifindex: 0, mac: Mac { bytes: [0; 6] }, flags: Endpoint::HOST, id: 0 };
         for address in &self.facts.local.all {
-            self.out.desired.endpoints.insert((*address).into(), host);
+            let address = Ip::from(*address);
+            let has_host_ports =
+                self.out.desired.host_ports.keys().any(|key| host_ports::is_at(key, &address));
+            let flags = host.flags | if has_host_ports { Endpoint::HOST_PORTS } else { 0 };
+            self.out.desired.endpoints.insert(address, Endpoint { flags, ..host });
         }
     }
 
@@ -335,7 +376,8 @@ impl<'a> Compiler<'a> {
 
 /// A pod's value in `endpoints`.
 pub fn pod_endpoint(pod: &PodFacts) -> Endpoint {
-    Endpoint { ifindex: pod.ifindex, mac: pod.mac, flags: 0, id: pod.id }
+    let flags = if pod.host_ports.is_empty() { 0 } else { Endpoint::HOST_PORTS };
+    Endpoint { ifindex: pod.ifindex, mac: pod.mac, flags, id: pod.id }
 }
 
 /// `mtu` beyond what the field holds means: no limit from this route.
@@ -348,7 +390,7 @@ fn route(kind: RouteKind, next_hop: Ip, ifindex: u32, mtu: u32) -> Route {
         underlay_ifindex: 0,
         mtu,
         kind: kind as u8,
-        reserved: 0,
+        flags: 0,
     }
 }
 

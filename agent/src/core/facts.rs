@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use datapath_ebpf::Mac;
+use hypha_cni::protocol::PortMapping;
 use ipnet::IpNet;
 
 /// A network device that leads to other nodes and to the world.
@@ -136,6 +137,8 @@ pub struct PodFacts {
     pub mac: Mac,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
+    /// The node's ports that lead to it.
+    pub host_ports: Vec<PortMapping>,
 }
 
 /// Everything about this machine that the desired state depends on.

@@ -5,6 +5,7 @@ pub mod desired;
 pub mod duration;
 pub mod exempt;
 pub mod facts;
+pub mod host_ports;
 pub mod index;
 pub mod ipam;
 pub mod masq_config;

@@ -54,7 +54,7 @@ fn remove_file(path: PathBuf) -> Result<bool, ConflistError> {
 /// `cniVersion` is what every runtime in use reads; those that know `cniVersions` take the newest both speak, and with
 /// 1.1.0 they call GC and STATUS.
 fn content(socket: &Path) -> String {
-    let mut plugin = json!({ "type": "hypha-cni" });
+    let mut plugin = json!({ "type": "hypha-cni", "capabilities": { "portMappings": true } });
     if socket != Path::new(DEFAULT_SOCKET) {
         plugin["socket"] = json!(socket);
     }
@@ -90,7 +90,8 @@ mod tests {
     #[test]
     fn the_socket_is_named_only_where_the_shim_would_not_look() {
         let plain: serde_json::Value = serde_json::from_str(&content(Path::new(DEFAULT_SOCKET))).unwrap();
-        assert_eq!(plain["plugins"], json!([{ "type": "hypha-cni" }]));
+        let plugin = json!({ "type": "hypha-cni", "capabilities": { "portMappings": true } });
+        assert_eq!(plain["plugins"], json!([plugin]));
         let other: serde_json::Value =
             serde_json::from_str(&content(Path::new("/run/b/hypha.sock"))).unwrap();
         assert_eq!(other["plugins"][0]["socket"], "/run/b/hypha.sock");

@@ -149,6 +149,8 @@ fn render(agent: &Agent) -> Result<String, std::fmt::Error> {
     let (capacity, used) = (Family::<CidrLabel, Gauge>::default(), Family::<CidrLabel, Gauge>::default());
     let ledger = agent.ledger();
     number("endpoints", "Endpoints on this node", ledger.records().count() as i64, &mut registry);
+    let host_ports = ledger.records().map(|record| record.port_mappings.len()).sum::<usize>();
+    number("host_ports", "Ports of this node that lead to pods", host_ports as i64, &mut registry);
     for pool in ledger.usage() {
         let label = CidrLabel { cidr: pool.cidr.to_string() };
         capacity.get_or_create(&label).set(i64::from(pool.capacity));

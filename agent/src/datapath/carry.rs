@@ -170,7 +170,7 @@ fn back_of(key: &FlowKey, flow: &Flow) -> (FlowKey, Reverse) {
         address: key.src,
         created: ticks(flow.created),
         port: key.src_port,
-        flags: flow.flags & Flow::HOST,
+        flags: flow.flags & (Flow::HOST | Flow::HOST_PORT),
         reserved: 0,
     };
     (way_back(key, flow.nat_address, flow.nat_port), to)

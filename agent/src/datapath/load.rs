@@ -30,9 +30,10 @@ use super::{
 };
 
 /// The maps that are pinned, by name. `scratch` is not: it holds nothing between packets.
-pub const MAPS: [&str; 14] = [
+pub const MAPS: [&str; 15] = [
     "endpoints",
     "routes",
+    "host_ports",
     "uplinks",
     "node",
     "conntrack",

@@ -31,7 +31,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use datapath_ebpf::{Ip, Program, maps::Endpoint};
+use datapath_ebpf::{
+    Ip, Program,
+    maps::{Endpoint, HostPort, HostPortKey},
+};
 
 use self::{
     attach::Attachments,
@@ -139,6 +142,23 @@ impl Datapath {
     pub fn withdraw(&mut self, ip: Ip) -> Result<(), DatapathError> {
         self.leaving.addresses.insert(ip);
         self.tables.remove_endpoint(ip)
+    }
+
+    /// Makes ports of the node lead to a pod that can be reached.
+    pub fn publish_host_ports(
+        &mut self,
+        host_ports: &[(HostPortKey, HostPort)],
+    ) -> Result<(), DatapathError> {
+        if host_ports.is_empty() {
+            return Ok(());
+        }
+        self.tables.insert_host_ports(host_ports)
+    }
+
+    /// Makes all ports of the node that lead to this endpoint the node's own again. What came through them ends with the endpoint's
+    /// addresses.
+    pub fn withdraw_host_ports(&mut self, endpoint: u32) -> Result<(), DatapathError> {
+        self.tables.remove_host_ports(endpoint)
     }
 
     /// Whether there are addresses that are no endpoints any more and may still have flows.

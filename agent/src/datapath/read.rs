@@ -10,7 +10,9 @@ use datapath_ebpf::{
     DropReason, Forward, Ip, Program,
     event::Told,
     flow::{TICK_SHIFT, TIMEOUTS, elapsed},
-    maps::{CLAIM_BUCKETS, Counter, Endpoint, Flow, FlowKey, Pool, PoolKey, Reverse, Route},
+    maps::{
+        CLAIM_BUCKETS, Counter, Endpoint, Flow, FlowKey, HostPort, HostPortKey, Pool, PoolKey, Reverse, Route,
+    },
     outcome::counter_index,
 };
 use ipnet::IpNet;
@@ -132,6 +134,14 @@ pub fn routes(bpf_dir: &Path) -> Result<BTreeMap<IpNet, Route>, DatapathError> {
         }
     }
     Ok(routes)
+}
+
+/// `host_ports`, sorted by address and port.
+pub fn host_ports(bpf_dir: &Path) -> Result<BTreeMap<HostPortKey, HostPort>, DatapathError> {
+    let map: HashMap<MapData, HostPortKey, HostPort> =
+        HashMap::try_from(Map::HashMap(pinned(bpf_dir, "host_ports")?))
+            .map_err(DatapathError::map("host_ports"))?;
+    entries("host_ports", map.iter())
 }
 
 /// `conntrack`, sorted by flow.

@@ -9,17 +9,18 @@ use aya::{
 use datapath_ebpf::{
     Ip,
     flow::TIMEOUTS,
-    maps::{Endpoint, Node, Route, Uplink},
+    maps::{Endpoint, HostPort, HostPortKey, Node, Route, Uplink},
 };
 use ipnet::IpNet;
 
 use super::{Changes, DatapathError, links, load::MAPS};
-use crate::core::Desired;
+use crate::core::{Desired, host_ports::is_at};
 
 /// Handles on the maps of one node.
 pub struct Tables {
     endpoints: HashMap<MapData, Ip, Endpoint>,
     routes: LpmTrie<MapData, Ip, Route>,
+    host_ports: HashMap<MapData, HostPortKey, HostPort>,
     uplinks: HashMap<MapData, u32, Uplink>,
     node: Array<MapData, Node>,
     timeouts: Array<MapData, u32>,
@@ -41,6 +42,7 @@ impl Tables {
         Ok(Self {
             endpoints: take(ebpf, "endpoints")?,
             routes: take(ebpf, "routes")?,
+            host_ports: take(ebpf, "host_ports")?,
             uplinks: take(ebpf, "uplinks")?,
             node: take(ebpf, "node")?,
             timeouts: take(ebpf, "timeouts")?,
@@ -67,6 +69,7 @@ impl Tables {
             self.remove_endpoint(*ip)?;
         }
         changes.removed += stale.len();
+        changes += self.remove_stale_host_ports(&desired.host_ports)?;
         changes += self.apply_node(&desired.node)?;
         changes += self.apply_uplinks(&desired.uplinks)?;
         changes += self.apply_routes(&desired.routes)?;
@@ -76,6 +79,7 @@ impl Tables {
             self.insert_endpoint(*ip, endpoint)?;
             changes += change;
         }
+        changes += self.apply_host_ports(&desired.host_ports)?;
         Ok(Applied { changes, gone: stale })
     }
 
@@ -99,6 +103,57 @@ impl Tables {
     /// Makes one address unreachable; not there is fine.
     pub fn remove_endpoint(&mut self, ip: Ip) -> Result<(), DatapathError> {
         absent_is_fine(self.endpoints.remove(&ip)).map_err(DatapathError::map("endpoints"))
+    }
+
+    /// Makes ports of the node lead to pods, and says so at the addresses concerned.
+    pub fn insert_host_ports(&mut self, host_ports: &[(HostPortKey, HostPort)]) -> Result<(), DatapathError> {
+        for (key, to) in host_ports {
+            self.host_ports.insert(key, to, 0).map_err(DatapathError::map("host_ports"))?;
+        }
+        for (ip, endpoint) in entries("endpoints", self.endpoints.iter())? {
+            let concerned = host_ports.iter().any(|(key, _)| is_at(key, &ip));
+            if endpoint.is_host() && !endpoint.has_host_ports() && concerned {
+                let flags = endpoint.flags | Endpoint::HOST_PORTS;
+                self.insert_endpoint(ip, &Endpoint { flags, ..endpoint })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes all host ports of an endpoint. What is said at the node's addresses stays until everything is compared: it only costs time.
+    pub fn remove_host_ports(&mut self, endpoint: u32) -> Result<(), DatapathError> {
+        let present = entries("host_ports", self.host_ports.iter())?;
+        for key in present.iter().filter(|(_, to)| to.endpoint == endpoint).map(|(key, _)| key) {
+            absent_is_fine(self.host_ports.remove(key)).map_err(DatapathError::map("host_ports"))?;
+        }
+        Ok(())
+    }
+
+    fn remove_stale_host_ports(
+        &mut self,
+        desired: &BTreeMap<HostPortKey, HostPort>,
+    ) -> Result<Changes, DatapathError> {
+        let mut changes = Changes::default();
+        let present = entries("host_ports", self.host_ports.iter())?;
+        for key in present.keys().filter(|key| !desired.contains_key(key)) {
+            absent_is_fine(self.host_ports.remove(key)).map_err(DatapathError::map("host_ports"))?;
+            changes.removed += 1;
+        }
+        Ok(changes)
+    }
+
+    fn apply_host_ports(
+        &mut self,
+        desired: &BTreeMap<HostPortKey, HostPort>,
+    ) -> Result<Changes, DatapathError> {
+        let mut changes = Changes::default();
+        let present = entries("host_ports", self.host_ports.iter())?;
+        for (key, to) in desired {
+            let Some(change) = difference(present.get(key), to) else { continue };
+            self.host_ports.insert(key, to, 0).map_err(DatapathError::map("host_ports"))?;
+            changes += change;
+        }
+        Ok(changes)
     }
 
     fn apply_node(&mut self, node: &Node) -> Result<Changes, DatapathError> {
@@ -159,7 +214,8 @@ impl Tables {
 
     /// Pins every map that is not pinned any more.
     pub fn repin(&self, bpf_dir: &Path) -> Result<(), DatapathError> {
-        let maps: [(&str, &MapData); 5] = [
+        let maps: [(&str, &MapData); 6] = [
+            ("host_ports", self.host_ports.map()),
             ("endpoints", self.endpoints.map()),
             ("routes", self.routes.map()),
             ("uplinks", self.uplinks.map()),

@@ -1,7 +1,7 @@
 //! The CNI calls about endpoints.
 //!
-//! ADD: address, record, veth (host end down), programs, host end up, map entries. The map entries come last: what is
-//! not complete cannot be reached. DEL goes the other way round, and so does an ADD that fails.
+//! ADD: address, record, veth (host end down), programs, host end up, map entries. The map entries come last, and among them host
+//! ports: what is not complete cannot be reached. DEL goes the other way round, and so does an ADD that fails.
 
 use std::{
     net::IpAddr,
@@ -10,14 +10,14 @@ use std::{
 };
 
 use datapath_ebpf::addr::{GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6};
-use hypha_cni::protocol::{Add, Added, Attachment, Check, Deleted, Gc, Kept};
+use hypha_cni::protocol::{Add, Added, Attachment, Check, Deleted, Gc, Kept, PortMapping};
 use ipnet::IpNet;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::{error::CallError, locks::Locks};
 use crate::{
-    core::desired::pod_endpoint,
+    core::{desired::pod_endpoint, host_ports},
     daemon::Agent,
     datapath::{Datapath, DatapathError, Role},
     netlink::{PodLink, PodLinkInfo},
@@ -73,6 +73,7 @@ fn is_asked_for(known: &Record, add: &Add, namespace: NamespaceId) -> bool {
         && known.namespace == namespace
         && add.mtu.is_none_or(|mtu| mtu == known.mtu)
         && add.addresses.as_ref().is_none_or(same_addresses)
+        && add.port_mappings == known.port_mappings
 }
 
 /// `known` is what was recorded before `record`.
@@ -102,7 +103,8 @@ async fn finish(agent: &Agent, record: Record, link: Option<PodLink>) -> Result<
     agent.ledger().update(record.clone())?;
     let endpoint = pod_endpoint(&facts);
     let publish = move |datapath: &mut Datapath| {
-        facts.addresses.iter().try_for_each(|address| datapath.publish((*address).into(), &endpoint))
+        facts.addresses.iter().try_for_each(|address| datapath.publish((*address).into(), &endpoint))?;
+        datapath.publish_host_ports(&host_ports::entries(&facts).collect::<Vec<_>>())
     };
     agent.datapath.run(publish).await??;
     Ok(record)
@@ -148,7 +150,21 @@ pub async fn check(
     if expected != record.addresses {
         return Err(CallError::Addresses { held: record.addresses, expected });
     }
+    check_host_ports(&record, check.port_mappings)?;
     Ok(agent.netlink.inspect_pod(netns.as_fd(), &agent.pod_wiring(&record)).await?)
+}
+
+fn check_host_ports(record: &Record, expected: Option<Vec<PortMapping>>) -> Result<(), CallError> {
+    let text = |mappings: &[PortMapping]| {
+        let one = |mapping: &PortMapping| format!("{mapping} to {}", mapping.container_port);
+        format!("[{}]", mappings.iter().map(one).collect::<Vec<_>>().join(", "))
+    };
+    match expected.filter(|expected| *expected != record.port_mappings) {
+        None => Ok(()),
+        Some(expected) => {
+            Err(CallError::HostPorts { held: text(&record.port_mappings), expected: text(&expected) })
+        }
+    }
 }
 
 /// Removes every endpoint of a network that the runtime no longer knows; returns how many. One that cannot be removed
@@ -243,8 +259,12 @@ async fn remove(agent: &Agent, attachment: &Attachment) -> Result<Vec<IpAddr>, C
 }
 
 async fn withdraw(agent: &Agent, record: &Record) -> Result<(), CallError> {
-    let addresses = record.addresses.clone();
+    let (id, addresses, has_host_ports) =
+        (record.id, record.addresses.clone(), !record.port_mappings.is_empty());
     let withdraw = move |datapath: &mut Datapath| -> Result<(), DatapathError> {
+        if has_host_ports {
+            datapath.withdraw_host_ports(id)?;
+        }
         addresses.into_iter().try_for_each(|address| datapath.withdraw(address.into()))
     };
     agent.datapath.run(withdraw).await??;

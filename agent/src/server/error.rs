@@ -7,7 +7,7 @@ use nix::errno::Errno;
 
 use crate::{
     causes::with_causes,
-    core::ipam::IpamError,
+    core::{host_ports::HostPortError, ipam::IpamError},
     daemon::WorkerGone,
     datapath::DatapathError,
     netlink::{NetlinkError, PodMismatch},
@@ -49,6 +49,17 @@ pub enum CallError {
     /// No address.
     #[error(transparent)]
     Ipam(IpamError),
+    /// Host ports that cannot be.
+    #[error(transparent)]
+    HostPort(HostPortError),
+    /// CHECK found other host ports than the runtime expects.
+    #[error("the endpoint has host ports {held}, not {expected}")]
+    HostPorts {
+        /// What is recorded.
+        held: String,
+        /// What the runtime says.
+        expected: String,
+    },
     /// The files.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -67,6 +78,7 @@ impl From<LedgerError> for CallError {
     fn from(error: LedgerError) -> Self {
         match error {
             LedgerError::Ipam(error) => Self::Ipam(error),
+            LedgerError::HostPort(error) => Self::HostPort(error),
             LedgerError::Store(error) => Self::Store(error),
         }
     }
@@ -82,10 +94,14 @@ impl CallError {
                 code::TRY_AGAIN_LATER
             }
             Self::Ipam(IpamError::Differs { .. }) => code::INVALID_CONFIG,
+            // So do ports.
+            Self::HostPort(HostPortError::Taken { .. }) => code::TRY_AGAIN_LATER,
+            Self::HostPort(HostPortError::Sctp(_)) => code::UNSUPPORTED_FIELD,
+            Self::HostPort(_) => code::INVALID_CONFIG,
             Self::Unavailable(_) => code::NOT_AVAILABLE,
             Self::NoNamespace | Self::Namespace(_) => code::INVALID_ENVIRONMENT,
             Self::Unknown => code::UNKNOWN_CONTAINER,
-            Self::Addresses { .. } | Self::Mismatch(_) => code::CHECK_FAILED,
+            Self::Addresses { .. } | Self::HostPorts { .. } | Self::Mismatch(_) => code::CHECK_FAILED,
             Self::Store(_) => code::IO_FAILURE,
             Self::Netlink(_) | Self::Datapath(_) => code::INTERNAL,
         }

@@ -98,5 +98,6 @@ fn endpoint(record: &Record) -> EndpointInfo {
         mtu: record.mtu,
         addresses: record.addresses.clone(),
         pod_state: None,
+        port_mappings: record.port_mappings.clone(),
     }
 }

@@ -10,7 +10,10 @@ use super::{
     files::{Store, StoreError},
     record::{NamespaceId, Phase, RECORD_VERSION, Record, host_ifname},
 };
-use crate::core::ipam::{Ipam, IpamError, PoolUsage};
+use crate::core::{
+    host_ports::{self, HostPortError},
+    ipam::{Ipam, IpamError, PoolUsage},
+};
 
 /// Why an endpoint could not be recorded.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +21,9 @@ pub enum LedgerError {
     /// No address for it.
     #[error(transparent)]
     Ipam(#[from] IpamError),
+    /// Its host ports cannot be.
+    #[error(transparent)]
+    HostPort(#[from] HostPortError),
     /// The files.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -76,13 +82,20 @@ impl Ledger {
     }
 
     /// Records the intent to make an endpoint, with addresses for it; what was recorded about the same attachment
-    /// before keeps its number and addresses.
+    /// before keeps its number and addresses. A host port is taken from here on, and free when its endpoint is forgotten.
     pub fn reserve(&mut self, add: &Add, namespace: NamespaceId, mtu: u32) -> Result<Record, LedgerError> {
+        self.check_host_ports(add)?;
         let known = self.records.get(&add.attachment).map(|record| (record.id, record.requested));
         let (id, was_requested) = known.unwrap_or_else(|| (self.free_id(), false));
         let asked: Vec<IpAddr> = add.addresses.iter().flatten().map(IpNet::addr).collect();
         let mut addresses = self.ipam.allocate(id, &asked)?;
         addresses.sort_unstable();
+        if let Err(error) = host_ports::check(&add.port_mappings, &addresses) {
+            if known.is_none() {
+                self.ipam.release(id);
+            }
+            return Err(error.into());
+        }
         let record = Record {
             version: RECORD_VERSION,
             id,
@@ -93,6 +106,7 @@ impl Ledger {
             addresses,
             requested: was_requested || !asked.is_empty(),
             mtu: add.mtu.unwrap_or(mtu),
+            port_mappings: add.port_mappings.clone(),
             host_ifname: host_ifname(&add.attachment),
             link: None,
             phase: Phase::Wiring,
@@ -104,6 +118,21 @@ impl Ledger {
             return Err(error.into());
         }
         Ok(record)
+    }
+
+    /// Whether no other endpoint has these ports.
+    fn check_host_ports(&self, add: &Add) -> Result<(), HostPortError> {
+        let others = self.records.values().filter(|record| record.attachment != add.attachment);
+        for record in others {
+            for other in &record.port_mappings {
+                let wanted = add.port_mappings.iter().find(|mapping| host_ports::overlap(mapping, other));
+                if let Some(mapping) = wanted {
+                    let owner = record.title();
+                    return Err(HostPortError::Taken { mapping: *mapping, other: *other, owner });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Records an endpoint's new state.

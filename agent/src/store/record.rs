@@ -3,7 +3,7 @@
 use std::{net::IpAddr, os::fd::AsFd, path::PathBuf};
 
 use datapath_ebpf::Mac;
-use hypha_cni::protocol::{Attachment, PodName};
+use hypha_cni::protocol::{Attachment, PodName, PortMapping};
 use nix::{errno::Errno, sys::stat};
 use serde::{Deserialize, Serialize};
 
@@ -73,6 +73,9 @@ pub struct Record {
     pub requested: bool,
     /// MTU of both ends in bytes.
     pub mtu: u32,
+    /// The node's ports that lead to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub port_mappings: Vec<PortMapping>,
     /// The host end's name.
     pub host_ifname: String,
     /// The veth, once it was made.
@@ -83,10 +86,19 @@ pub struct Record {
 }
 
 impl Record {
+    /// The pod, or for lack of it the container, in words.
+    pub fn title(&self) -> String {
+        match &self.pod {
+            Some(pod) => format!("pod {}/{}", pod.namespace, pod.name),
+            None => format!("container {}", self.attachment.container_id),
+        }
+    }
+
     /// What the maps need to know, once the veth was made.
     pub fn facts(&self) -> Option<PodFacts> {
         let Link { ifindex, mac } = self.link?;
-        Some(PodFacts { id: self.id, ifindex, mac, addresses: self.addresses.clone() })
+        let host_ports = self.port_mappings.clone();
+        Some(PodFacts { id: self.id, ifindex, mac, addresses: self.addresses.clone(), host_ports })
     }
 }
 

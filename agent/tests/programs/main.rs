@@ -14,6 +14,7 @@ mod events;
 mod forwarding;
 mod fragments;
 mod frames;
+mod host_ports;
 mod inbound;
 mod invariants;
 mod malformed;
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
         ("quotes", quotes::cases()),
         ("inbound", inbound::cases()),
         ("outbound", outbound::cases()),
+        ("host_ports", host_ports::cases()),
         ("wrapping", wrapping::cases()),
         ("collector", collector::cases()),
         ("events", events::cases()),

@@ -6,7 +6,7 @@ use datapath_ebpf::{DropReason, Forward, Outcome, Program, maps::MARK_HANDLED};
 
 use super::{
     frames::{self, Packet},
-    topology::Family,
+    topology::{Family, GATEWAY_MAC},
 };
 
 /// By program and outcome: packets and bytes.
@@ -83,8 +83,9 @@ impl Run {
         let stays = matches!(forward, Forward::Stack | Forward::Handled);
         assert_eq!(self.verdict, if ingress && !stays { REDIRECT } else { NEXT }, "verdict");
         // Redirects into a pod cross into its namespace, where marks end; everything else meets our own later hooks.
-        let into_pod = matches!(forward, Forward::Pod | Forward::Unmasquerade)
-            || (forward == Forward::RelatedError && self.program == Program::FromUplink);
+        let into_pod = matches!(forward, Forward::Pod | Forward::Unmasquerade | Forward::HostPort)
+            || (matches!(forward, Forward::RelatedError | Forward::HostPortReply)
+                && self.frame[6..12] == GATEWAY_MAC);
         let marked = ingress && !stays && !into_pod;
         assert_eq!(self.mark, if marked { MARK_HANDLED } else { self.input.mark }, "mark");
     }

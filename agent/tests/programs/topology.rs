@@ -155,7 +155,7 @@ pub fn desired(devices: &Devices) -> Desired {
             underlay_ifindex: 0,
             mtu,
             kind: kind as u8,
-            reserved: 0,
+            flags: 0,
         }
     };
     let routes: [(&str, Route); 8] = [
@@ -186,6 +186,7 @@ pub fn desired(devices: &Devices) -> Desired {
     Desired {
         endpoints,
         routes: routes.into_iter().map(|(prefix, route)| (prefix.parse::<IpNet>().unwrap(), route)).collect(),
+        host_ports: BTreeMap::new(),
         uplinks: BTreeMap::from([(devices.uplink, uplink)]),
         node,
     }

@@ -7,9 +7,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::protocol::{DEFAULT_SOCKET, ErrorReply, Kept, code};
+use crate::protocol::{DEFAULT_SOCKET, ErrorReply, Kept, PortMapping, code};
 
 use super::environment::{Verb, is_name};
+use super::port_mappings;
 use super::version::SpecVersion;
 
 /// Time for a whole invocation unless the configuration says otherwise. The kubelet gives its runtime two minutes
@@ -20,7 +21,7 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(45);
 const MIN_MTU: u32 = 1280;
 
 /// `runtimeConfig` keys that ask for nothing the shim would have to do, or that it does.
-const SERVED_CAPABILITIES: [&str; 3] = ["dns", "aliases", "cgroupPath"];
+const SERVED_CAPABILITIES: [&str; 4] = ["dns", "aliases", "cgroupPath", port_mappings::KEY];
 
 /// `runtimeConfig` keys that an IPAM plugin serves.
 const IPAM_CAPABILITIES: [&str; 2] = ["ips", "ipRanges"];
@@ -39,6 +40,8 @@ pub(super) struct Config {
     pub(super) ipam: Option<String>,
     /// DNS settings to pass on to the runtime.
     pub(super) dns: Dns,
+    /// Ports of the node that lead to the container; for ADD and CHECK.
+    pub(super) port_mappings: Vec<PortMapping>,
     /// Result of the plugins before this one; interpreted by ADD and CHECK only, so that a DEL never fails for it.
     pub(super) prev_result: Option<Value>,
     /// `cni.dev/valid-attachments`.
@@ -118,6 +121,10 @@ impl Config {
             socket: socket(object)?,
             ipam,
             dns: if is_add { dns(object)? } else { Dns::default() },
+            port_mappings: match verb {
+                Verb::Add | Verb::Check => port_mappings::read(runtime_config(object)?.as_ref())?,
+                _ => Vec::new(),
+            },
             prev_result: object.get("prevResult").filter(|value| !value.is_null()).cloned(),
             valid_attachments: if verb == Verb::Gc { valid_attachments(object)? } else { None },
             timeout: if is_add { timeout(object)? } else { timeout(object).unwrap_or(DEFAULT_TIMEOUT) },
@@ -217,7 +224,7 @@ fn runtime_config(object: &Map<String, Value>) -> Result<Option<Map<String, Valu
     field(object, "runtimeConfig")
 }
 
-/// A fixed MAC address or a port mapping that is silently not made would be found out much later.
+/// A fixed MAC address or a bandwidth limit that is silently not made would be found out much later.
 fn refuse_unserved_capabilities(object: &Map<String, Value>, has_ipam: bool) -> Result<(), ErrorReply> {
     for (key, value) in runtime_config(object)?.iter().flatten() {
         let served = SERVED_CAPABILITIES.contains(&key.as_str())
@@ -282,6 +289,7 @@ mod tests {
             socket: DEFAULT_SOCKET.into(),
             ipam: None,
             dns: Dns::default(),
+            port_mappings: Vec::new(),
             prev_result: None,
             valid_attachments: None,
             timeout: DEFAULT_TIMEOUT,

@@ -6,6 +6,7 @@ mod config;
 mod delegate;
 mod environment;
 mod loopback;
+mod port_mappings;
 mod result;
 mod verbs;
 mod version;

@@ -73,8 +73,14 @@ impl<'a> Invocation<'a> {
             None => (None, Dns::default()),
         };
         let path = self.netns_path();
-        let add =
-            Add { attachment: self.attachment(), netns: path.clone(), mtu: self.config.mtu, addresses, pod };
+        let add = Add {
+            attachment: self.attachment(),
+            netns: path.clone(),
+            mtu: self.config.mtu,
+            addresses,
+            pod,
+            port_mappings: self.config.port_mappings.clone(),
+        };
         let added = self.wire(add, netns.as_fd(), ipam.as_ref())?;
         Ok(previous.with(&self.config, &added, &path.to_string_lossy(), &ipam_dns))
     }
@@ -143,7 +149,8 @@ impl<'a> Invocation<'a> {
     fn check(&self) -> Result<(), ErrorReply> {
         let netns = self.open_netns()?;
         let addresses = result::expected_addresses(&self.config, &self.environment.ifname)?;
-        let call = Call::Check(Check { attachment: self.attachment(), addresses });
+        let port_mappings = Some(self.config.port_mappings.clone());
+        let call = Call::Check(Check { attachment: self.attachment(), addresses, port_mappings });
         match self.ask(call, Some(netns.as_fd())) {
             Ok(Response::Checked) => self.run_delegate(),
             other => Err(failure(other)),

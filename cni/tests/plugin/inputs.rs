@@ -32,9 +32,11 @@ pub fn cases() -> Vec<Trial> {
         cases.push(refused(name, "ADD", move |p| p.with(key, value), 7, &[key]));
     }
     cases.push(refused("ADD: name is missing", "ADD", |p| p.without("name"), 7, &["name"]));
-    for (key, value) in
-        [("mac", json!("0a:00:00:00:00:09")), ("ips", json!(["10.0.0.1/24"])), ("portMappings", json!([{}]))]
-    {
+    for (key, value) in [
+        ("mac", json!("0a:00:00:00:00:09")),
+        ("ips", json!(["10.0.0.1/24"])),
+        ("bandwidth", json!({"ingressRate": 1})),
+    ] {
         let name = format!("ADD: runtimeConfig asks for {key}, which we do not do");
         let words = [key, Box::leak(value.to_string().into_boxed_str())];
         let prepare = move |p: Plugin| p.with("runtimeConfig", json!({ key: value }));

@@ -52,6 +52,7 @@ pub fn cases() -> Vec<Trial> {
                     mtu: Some(1400),
                     addresses: None,
                     pod: Some(pod),
+                    port_mappings: Vec::new(),
                 })
             );
         },

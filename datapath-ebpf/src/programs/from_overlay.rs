@@ -7,11 +7,13 @@ use datapath_ebpf::{
 
 use crate::steps::{
     Verdict, deliver,
+    masquerade::{self, Opening},
     skb::{self, Skb},
     tables::find_endpoint,
 };
 
-/// For a pod here: delivered. Else the stack's: it is for the node itself, or gets the stack's ICMP unreachable.
+/// For a pod here: delivered. For a host port: translated. Else the stack's: it is for the node itself, or gets the stack's ICMP
+/// unreachable.
 #[inline(always)]
 pub fn handle(skb: Skb) -> Verdict {
     match skb.protocol() {
@@ -34,6 +36,9 @@ fn receive<F: Family>(skb: Skb) -> Verdict {
     }
     match find_endpoint(&dst) {
         Some(endpoint) if !endpoint.is_host() => deliver::to_pod::<F>(skb, &header, &endpoint, Forward::Pod),
+        Some(endpoint) if endpoint.has_host_ports() => {
+            masquerade::reply::<F>(skb, &header, Opening::FromOutside)
+        }
         _ => Ok(Forward::Stack),
     }
 }

@@ -9,6 +9,7 @@ use datapath_ebpf::{
 use crate::steps::{
     Verdict, deliver,
     forward::{self, Masquerade},
+    host_ports,
     skb::{self, Skb},
     tables::{ENDPOINTS, find_endpoint, find_route},
 };
@@ -27,10 +28,16 @@ pub fn handle(skb: Skb) -> Verdict {
 fn route<F: Family>(skb: Skb) -> Verdict {
     let (ethernet, header) = skb.headers::<F>()?;
     let (src, dst) = (F::src(&header), F::dst(&header));
-    check_source::<F>(skb, &ethernet, &src, &dst)?;
+    let serves = check_source::<F>(skb, &ethernet, &src, &dst)?;
+    if serves {
+        let answered = host_ports::answer::<F>(skb, &header)?;
+        if answered != Forward::World {
+            return Ok(answered);
+        }
+    }
     if let Some(destination) = find_endpoint(&dst) {
         if destination.is_host() {
-            return Ok(Forward::Stack);
+            return to_own_node::<F>(skb, &header, destination.has_host_ports());
         }
         return deliver::to_pod::<F>(skb, &header, &destination, Forward::Pod);
     }
@@ -48,18 +55,24 @@ fn route<F: Family>(skb: Skb) -> Verdict {
     }
 }
 
+/// Up the stack, unless it is for a host port.
+#[inline(always)]
+fn to_own_node<F: Family>(skb: Skb, header: &F::Header, has_host_ports: bool) -> Verdict {
+    if has_host_ports { host_ports::to_own_node::<F>(skb, header) } else { Ok(Forward::Stack) }
+}
+
 const KIND_NATIVE: u8 = RouteKind::Native as u8;
 const KIND_TUNNEL: u8 = RouteKind::Tunnel as u8;
 const KIND_EXEMPT: u8 = RouteKind::Exempt as u8;
 
-/// A pod sends from its own addresses and its own MAC, through its own veth, or not at all.
+/// A pod sends from its own addresses and its own MAC, through its own veth, or not at all. Tells whether it has host ports.
 #[inline(always)]
 fn check_source<F: Family>(
     skb: Skb,
     ethernet: &Ethernet,
     src: &datapath_ebpf::Ip,
     dst: &datapath_ebpf::Ip,
-) -> Result<(), DropReason> {
+) -> Result<bool, DropReason> {
     // IPv4-mapped addresses have no place on a wire, and every map would take them for IPv4 addresses.
     if !F::V4 && (src.is_v4() || dst.is_v4()) {
         return Err(DropReason::Malformed);
@@ -77,5 +90,5 @@ fn check_source<F: Family>(
     if source.mac != ethernet.src {
         return Err(DropReason::SourceMac);
     }
-    Ok(())
+    Ok(source.has_host_ports())
 }

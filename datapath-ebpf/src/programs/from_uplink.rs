@@ -7,12 +7,13 @@ use datapath_ebpf::{
 };
 
 use crate::steps::{
-    Verdict, deliver, inbound, masquerade,
+    Verdict, deliver, inbound,
+    masquerade::{self, Opening},
     skb::{self, Skb},
     tables::find_endpoint,
 };
 
-/// For a pod here: delivered. Else a reply to something masqueraded: translated back. Else the stack's.
+/// For a pod here: delivered. Else a reply to something masqueraded, or for a host port: translated. Else the stack's.
 #[inline(always)]
 pub fn handle(skb: Skb) -> Verdict {
     // Frames for other machines and for VLAN devices above this one are not ours to judge.
@@ -41,7 +42,10 @@ fn receive<F: Family>(skb: Skb) -> Verdict {
             deliver::to_pod::<F>(skb, &header, &endpoint, Forward::Pod)
         }
         _ if is_overlay::<F>(skb, &header) => Ok(Forward::Stack),
-        _ => masquerade::reply::<F>(skb, &header),
+        Some(endpoint) if endpoint.has_host_ports() => {
+            masquerade::reply::<F>(skb, &header, Opening::FromOutside)
+        }
+        _ => masquerade::reply::<F>(skb, &header, Opening::No),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use datapath_ebpf::{
     Forward,
-    maps::{RouteKind, Uplink},
+    maps::RouteKind,
     packet::{Family, V4, V6},
 };
 
@@ -30,14 +30,23 @@ pub fn handle(skb: Skb) -> Verdict {
 fn send<F: Family>(skb: Skb) -> Verdict {
     let Ok((_, header)) = skb.headers::<F>() else { return Ok(Forward::Stack) };
     let Some(uplink) = find_uplink(skb.ifindex()) else { return Ok(Forward::Stack) };
-    if uplink.flags & Uplink::MASQUERADE == 0 {
+    let Some(source) = find_endpoint(&F::src(&header)) else { return Ok(Forward::Stack) };
+    let mut exit = Exit::new::<F>(skb.ifindex(), &uplink);
+    if !exit.masquerades && !source.has_host_ports() {
         return Ok(Forward::Stack);
     }
-    let exit = Exit::new::<F>(skb.ifindex(), &uplink);
-    match find_endpoint(&F::src(&header)) {
-        Some(endpoint) if endpoint.is_host() => masquerade::host::<F>(skb, &header, &exit),
-        Some(_) if leaves_cluster::<F>(&header) => masquerade::pod::<F>(skb, &header, &exit),
-        _ => Ok(Forward::Stack),
+    if source.is_host() {
+        return masquerade::host::<F>(skb, &header, &exit, source.has_host_ports());
+    }
+    if !leaves_cluster::<F>(&header) {
+        if !source.has_host_ports() {
+            return Ok(Forward::Stack);
+        }
+        exit.masquerades = false;
+    }
+    match masquerade::pod::<F>(skb, &header, &exit)? {
+        Forward::World if !exit.masquerades => Ok(Forward::Stack),
+        forward => Ok(forward),
     }
 }
 

@@ -19,7 +19,7 @@ use datapath_ebpf::{
 };
 
 use super::{
-    bits, clock,
+    bits, clock, host_ports,
     scratch::Scratch,
     skb::Skb,
     sockets,
@@ -70,7 +70,7 @@ enum Try {
     Claimed,
     /// Another flow has the port.
     Taken,
-    /// A socket of the host has the port.
+    /// A socket of the host has the port, or it is some pod's host port.
     Host,
     Full,
 }
@@ -222,6 +222,9 @@ fn step(skb: Skb, scratch: &mut Scratch) -> Try {
 
 #[inline(always)]
 fn attempt(skb: Skb, scratch: &mut Scratch) -> Try {
+    if scratch.has_host_ports && host_ports::is_one(&scratch.back) {
+        return Try::Host;
+    }
     // A flow of the host's own may have the port that its socket has.
     let own = scratch.reverse.flags & Flow::HOST != 0 && scratch.back.dst_port == scratch.key.src_port;
     if !own && sockets::would_get(skb, &scratch.back, &mut scratch.tuple) {
@@ -263,12 +266,14 @@ fn count_tries(tries: u32) {
 }
 
 /// Whether a packet that seems to answer a flow is a stranger's connection to a service of the host: the flow is past its opening,
-/// and the host listens on the port.
+/// and the host listens on the port. Or to a host port that a pod was given since, once the flow has ended.
 #[inline(always)]
 pub fn is_for_listener(skb: Skb, scratch: &mut Scratch, flow: &Flow) -> bool {
     let Some(segment) = scratch.transport.segment() else { return false };
+    let class = flow.class(packet::TCP);
     Segment::opens(segment.flags)
         && flow.flags & Flow::HOST == 0
-        && flow.class(packet::TCP) != Class::TcpOpening
-        && sockets::would_get(skb, &scratch.key, &mut scratch.tuple)
+        && class != Class::TcpOpening
+        && (sockets::would_get(skb, &scratch.key, &mut scratch.tuple)
+            || (class == Class::TcpClosing && host_ports::is_one(&scratch.key)))
 }

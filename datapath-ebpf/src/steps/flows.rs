@@ -3,12 +3,12 @@
 //! The way back is inserted first (the claim) and the flow second; a flow that cannot be inserted gives its claim back. A flow
 //! is removed first and its way back second: from then on its next packet makes both anew.
 
-use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use datapath_ebpf::{
     DropReason, Ip, Port,
-    flow::{Sender, elapsed, flow_of, ticks_of_seconds, way_back},
-    maps::{Direction, Flow, FlowKey},
-    packet::Family,
+    flow::{Class, Sender, elapsed, flow_of, ticks_of_seconds, way_back},
+    maps::{Direction, Flow, FlowKey, Reverse},
+    packet::{self, Family},
 };
 
 use super::{
@@ -16,7 +16,7 @@ use super::{
     scratch::Scratch,
     skb::Skb,
     source::{self, Exit},
-    tables::{CONNTRACK, NAT},
+    tables::{CONNTRACK, NAT, find_endpoint},
     transport::Transport,
 };
 
@@ -26,6 +26,8 @@ pub enum Found {
     Inbound,
     /// It is translated to `scratch.nat_address` and `scratch.nat_port`.
     Translated,
+    /// The same, and these are the host port by which its flow was opened.
+    HostPort,
     /// No flow.
     Nothing,
 }
@@ -36,24 +38,26 @@ const NO_PACKETS: Direction =
     Direction { packets: 0, bytes: 0, last_seen: 0, end: 0, ack: 0, tcp_flags: 0, reserved: [0; 3] };
 
 /// The flow that the owner's packet belongs to (`scratch.key`), and its traces in it. A flow that was translated for another
-/// uplink is ended: the route has changed, and the other end would not know packets from here.
+/// uplink is ended: the route has changed, and the other end would not know packets from here. (Who came through a host port knows
+/// just that, by whatever way the answer goes.)
 #[inline(always)]
 pub fn find(skb: Skb, scratch: &mut Scratch, ifindex: u32) -> Found {
     let Some(flow) = CONNTRACK.get_ptr_mut(&scratch.key) else { return Found::Nothing };
     // SAFETY: `sent` is written by packets of this direction only; two CPUs at once may lose a count, never more. The
     // reference is used before anything else touches the map.
     let flow = unsafe { &mut *flow };
-    if flow.is_inbound() {
+    if !flow.is_translated() {
         note(flow, Sender::Owner, skb, &scratch.transport);
         return Found::Inbound;
     }
     (scratch.nat_address, scratch.nat_port) = (flow.nat_address, flow.nat_port);
-    if flow.ifindex != ifindex {
+    let is_host_port = flow.is_host_port();
+    if !is_host_port && flow.ifindex != ifindex {
         end(scratch);
         return Found::Nothing;
     }
     note(flow, Sender::Owner, skb, &scratch.transport);
-    Found::Translated
+    if is_host_port { Found::HostPort } else { Found::Translated }
 }
 
 #[inline(always)]
@@ -115,7 +119,7 @@ fn join(skb: Skb, scratch: &mut Scratch) -> bool {
     let Some(flow) = CONNTRACK.get_ptr_mut(&scratch.key) else { return false };
     // SAFETY: as in `find`.
     let flow = unsafe { &mut *flow };
-    if flow.is_inbound() {
+    if !flow.is_translated() {
         return false;
     }
     note(flow, Sender::Owner, skb, &scratch.transport);
@@ -125,6 +129,75 @@ fn join(skb: Skb, scratch: &mut Scratch) -> bool {
         (scratch.nat_address, scratch.nat_port) = (nat_address, nat_port);
     }
     true
+}
+
+/// Makes both halves of a flow that the remote end opens: what `scratch.key` sends is for `scratch.host_port`. Leaves the flow's key,
+/// whose source is the owner, in `scratch.flow_key`.
+#[inline(never)]
+pub fn open_host_port(skb: Skb, scratch: &mut Scratch) -> Result<(), DropReason> {
+    let owner = &scratch.host_port;
+    scratch.back = scratch.key;
+    scratch.flow_key = flow_of(&scratch.key, owner.address, owner.port);
+    scratch.reverse = Reverse {
+        address: owner.address,
+        created: clock::ticks(),
+        port: owner.port,
+        flags: Flow::HOST_PORT,
+        reserved: 0,
+    };
+    take_way_back(scratch)?;
+    write(scratch, scratch.key.dst, scratch.key.dst_port, 0, Flow::INBOUND | Flow::HOST_PORT);
+    note(&mut scratch.flow, Sender::Remote, skb, &scratch.transport);
+    match CONNTRACK.insert(&scratch.flow_key, &scratch.flow, BPF_NOEXIST as u64) {
+        Ok(()) => Ok(()),
+        Err(EEXIST) => take_flow(skb, scratch),
+        Err(_) => {
+            release(scratch);
+            Err(DropReason::ConntrackFull)
+        }
+    }
+}
+
+/// The way back may be that of a flow which has ended but was not collected, or of one that is a claim only: the host port has
+/// precedence. (One that still goes on is found before anything is opened.)
+#[inline(always)]
+fn take_way_back(scratch: &mut Scratch) -> Result<(), DropReason> {
+    let taken = NAT.insert(&scratch.back, &scratch.reverse, BPF_NOEXIST as u64);
+    if taken != Err(EEXIST) {
+        return taken.map_err(|_| DropReason::ConntrackFull);
+    }
+    // SAFETY: copied at once.
+    if let Some(other) = unsafe { NAT.get(&scratch.back) }.copied() {
+        scratch.former = flow_of(&scratch.back, other.address, other.port);
+        if scratch.former != scratch.flow_key {
+            let _ = CONNTRACK.remove(&scratch.former);
+        }
+    }
+    NAT.insert(&scratch.back, &scratch.reverse, BPF_ANY as u64).map_err(|_| DropReason::ConntrackFull)
+}
+
+/// There is a flow between these ends. Another packet of this one has made it, on another CPU; or it is another one, of the same two
+/// ends by another way: the pod can only answer by one of them. For datagrams that is the latest. A connection that still goes on keeps
+/// its way.
+#[inline(never)]
+fn take_flow(skb: Skb, scratch: &mut Scratch) -> Result<(), DropReason> {
+    let Some(flow) = CONNTRACK.get_ptr_mut(&scratch.flow_key) else { return Err(DropReason::HostPortClash) };
+    // SAFETY: as in `find`.
+    let flow = unsafe { &mut *flow };
+    if flow.nat_address == scratch.back.dst && flow.nat_port == scratch.back.dst_port {
+        note(flow, Sender::Remote, skb, &scratch.transport);
+        return Ok(());
+    }
+    if scratch.key.protocol == packet::TCP && flow.class(packet::TCP) != Class::TcpClosing {
+        release(scratch);
+        return Err(DropReason::HostPortClash);
+    }
+    scratch.former = way_back(&scratch.flow_key, flow.nat_address, flow.nat_port);
+    if flow.is_translated() && leads_to(&scratch.former, &scratch.flow_key) {
+        let _ = NAT.remove(&scratch.former);
+        claim::forget(&scratch.former);
+    }
+    CONNTRACK.insert(&scratch.flow_key, &scratch.flow, BPF_ANY as u64).map_err(|_| DropReason::ConntrackFull)
 }
 
 #[inline(always)]
@@ -154,11 +227,24 @@ pub fn find_reply(skb: Skb, scratch: &mut Scratch) -> Option<&'static Flow> {
     };
     // SAFETY: `received` is written by packets of this direction only; two CPUs at once may lose a count, never more.
     let flow = unsafe { &mut *flow };
-    if claim::is_for_listener(skb, scratch, flow) {
+    if flow.is_host_port() {
+        // The pod is gone, and the port perhaps another's: datagrams must not stick to the former one until somebody collects.
+        if find_endpoint(&scratch.flow_key.src).is_none() {
+            end_former(scratch);
+            return None;
+        }
+    } else if claim::is_for_listener(skb, scratch, flow) {
         return None;
     }
     note(flow, Sender::Remote, skb, &scratch.transport);
     Some(flow)
+}
+
+/// Removes the flow `scratch.flow_key`, whose way back the packet has come.
+#[inline(always)]
+fn end_former(scratch: &mut Scratch) {
+    let _ = CONNTRACK.remove(&scratch.flow_key);
+    let _ = NAT.remove(&scratch.key);
 }
 
 /// A claim without a flow translates nothing. A young one may belong to a flow that is just being made.

@@ -55,7 +55,7 @@ pub fn to_tunnel<F: Family>(skb: Skb, header: &F::Header, route: &Route) -> Verd
 
 /// Out of the cluster: the kernel's routing table says through which device; if that is one of our uplinks the packet
 /// leaves from here, else the stack takes it on.
-#[inline(always)]
+#[inline(never)]
 pub fn to_world<F: Family>(skb: Skb, header: &F::Header, masquerade: Masquerade) -> Verdict {
     let Some((ifindex, next_hop)) = find_way::<F>(skb, header) else { return Ok(Forward::Stack) };
     let Some(uplink) = find_uplink(ifindex) else { return Ok(Forward::Stack) };
@@ -77,7 +77,7 @@ pub fn to_world<F: Family>(skb: Skb, header: &F::Header, masquerade: Masquerade)
 }
 
 /// What [`check_hop`] found.
-enum Hop {
+pub enum Hop {
     /// Small and young enough to go on.
     Onward,
     /// Taken care of: answered with an ICMP error, or left to the stack to be fragmented.
@@ -86,7 +86,7 @@ enum Hop {
 
 /// TTL and size against the path.
 #[inline(always)]
-fn check_hop<F: Family>(skb: Skb, header: &F::Header, mtu: u32) -> Result<Hop, DropReason> {
+pub fn check_hop<F: Family>(skb: Skb, header: &F::Header, mtu: u32) -> Result<Hop, DropReason> {
     if F::ttl(header) <= 1 {
         return icmp_error::time_exceeded::<F>(skb, header).map(Hop::Done);
     }
@@ -122,7 +122,7 @@ fn segments_fit<F: Family>(skb: Skb, header: &F::Header, mtu: u32) -> bool {
 
 /// The device and next hop the kernel would send this packet to.
 #[inline(never)]
-fn find_way<F: Family>(skb: Skb, header: &F::Header) -> Option<(u32, Ip)> {
+pub fn find_way<F: Family>(skb: Skb, header: &F::Header) -> Option<(u32, Ip)> {
     // SAFETY: all-zero is a valid value of this plain C structure.
     let mut params: bpf_fib_lookup = unsafe { core::mem::zeroed() };
     params.family = F::AF;

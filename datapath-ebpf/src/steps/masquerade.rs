@@ -14,7 +14,7 @@ use super::{
         held::{self, Kept},
         state::{self, Admitted},
     },
-    icmp_error, related,
+    host_ports, icmp_error, related,
     rewrite::{self, Change, End},
     scratch::{self, Scratch},
     skb::Skb,
@@ -23,7 +23,8 @@ use super::{
     transport::{self, Kind},
 };
 
-/// A pod's packet to the world: translated, unless the world opened the flow.
+/// A pod's packet to the world: translated, unless the world opened the flow. Or, where nothing new is masqueraded, an answer from a
+/// host port; anything else leaves as it is.
 #[inline(never)]
 pub fn pod<F: Family>(skb: Skb, header: &F::Header, exit: &Exit) -> Verdict {
     let scratch = scratch::get().ok_or(DropReason::Malformed)?;
@@ -38,9 +39,10 @@ pub fn pod<F: Family>(skb: Skb, header: &F::Header, exit: &Exit) -> Verdict {
         Kind::Ports | Kind::EchoRequest => translate::<F>(skb, scratch, exit, 0)?,
         // The answer to a request that came in untranslated.
         Kind::EchoReply => as_it_is(scratch),
-        Kind::Error => related::from_pod::<F>(skb, scratch)?,
+        Kind::Error => related::from_pod::<F>(skb, scratch, exit.masquerades)?,
         Kind::LaterFragment => later_fragment::<F>(skb, scratch, exit)?,
-        Kind::Other => return Err(DropReason::UnknownProtocol),
+        Kind::Other if exit.masquerades => return Err(DropReason::UnknownProtocol),
+        Kind::Other => Forward::World,
     };
     fragments::release(skb, scratch)?;
     Ok(forward)
@@ -48,18 +50,24 @@ pub fn pod<F: Family>(skb: Skb, header: &F::Header, exit: &Exit) -> Verdict {
 
 /// A packet of the host's own. A pod may have claimed its port towards the same remote end: then it gets another. (The other
 /// way round a pod's claim is refused, because the socket is there; but echo requests come from sockets that nobody can be asked
-/// about, so their identifiers are claimed like a pod's.)
+/// about, so their identifiers are claimed like a pod's.) And so it does where its port is a host port of a pod's and the answers to its
+/// datagrams would go there; for connections there is no danger, an answer opens none.
 #[inline(never)]
-pub fn host<F: Family>(skb: Skb, header: &F::Header, exit: &Exit) -> Verdict {
+pub fn host<F: Family>(skb: Skb, header: &F::Header, exit: &Exit, has_host_ports: bool) -> Verdict {
     let Some(scratch) = scratch::get() else { return Ok(Forward::Stack) };
     if transport::parse::<F>(skb, header, &mut scratch.transport).is_err() {
         return Ok(Forward::Stack);
     }
     scratch.key = scratch.transport.key(F::src(header), F::dst(header));
+    scratch.has_host_ports = has_host_ports;
     let concerned = match scratch.transport.kind {
-        Kind::EchoRequest => true,
+        Kind::EchoRequest => exit.masquerades,
         Kind::Error => return related::from_host::<F>(skb, scratch),
-        Kind::Ports => CONNTRACK.get_ptr(&scratch.key).is_some() || is_claimed_by_pod(scratch),
+        Kind::Ports => {
+            CONNTRACK.get_ptr(&scratch.key).is_some()
+                || is_claimed_by_pod(scratch)
+                || (has_host_ports && sends_from_host_port(scratch))
+        }
         _ => false,
     };
     if concerned { translate::<F>(skb, scratch, exit, Flow::HOST) } else { Ok(Forward::Stack) }
@@ -72,14 +80,24 @@ fn is_claimed_by_pod(scratch: &Scratch) -> bool {
     opens && NAT.get_ptr(&scratch.key.reversed()).is_some()
 }
 
+#[inline(always)]
+fn sends_from_host_port(scratch: &Scratch) -> bool {
+    scratch.key.protocol == packet::UDP && host_ports::is_source(&scratch.key)
+}
+
 /// Replaces the source of the packet, whose flow is `scratch.key`; makes the flow when it is new.
 #[inline(always)]
 fn translate<F: Family>(skb: Skb, scratch: &mut Scratch, exit: &Exit, flags: u8) -> Verdict {
-    match flows::find(skb, scratch, exit.ifindex) {
+    let forward = match flows::find(skb, scratch, exit.ifindex) {
         Found::Inbound => return Ok(as_it_is(scratch)),
-        Found::Translated => {}
-        Found::Nothing => flows::open::<F>(skb, scratch, exit, flags)?,
-    }
+        Found::Nothing if !exit.masquerades && flags & Flow::HOST == 0 => return Ok(as_it_is(scratch)),
+        Found::Translated => Forward::Masquerade,
+        Found::HostPort => Forward::HostPortReply,
+        Found::Nothing => {
+            flows::open::<F>(skb, scratch, exit, flags)?;
+            Forward::Masquerade
+        }
+    };
     if flags & Flow::HOST != 0 && scratch.nat_port == scratch.transport.src_port {
         return Ok(Forward::Stack);
     }
@@ -90,7 +108,7 @@ fn translate<F: Family>(skb: Skb, scratch: &mut Scratch, exit: &Exit, flags: u8)
     let change =
         Change { end: End::Source, old: &scratch.key.src, new: &scratch.nat_address, port: scratch.nat_port };
     rewrite::end::<F>(skb, &scratch.transport, &change)?;
-    Ok(Forward::Masquerade)
+    Ok(forward)
 }
 
 /// Untranslated, and so are the fragments that follow.
@@ -117,12 +135,27 @@ fn later_fragment<F: Family>(skb: Skb, scratch: &mut Scratch, exit: &Exit) -> Ve
         },
     }
     rewrite::address::<F>(skb, End::Source, &work.address)?;
-    Ok(if work.address == scratch.key.src { Forward::World } else { Forward::Masquerade })
+    Ok(match () {
+        () if work.address == scratch.key.src => Forward::World,
+        () if exit.masquerades => Forward::Masquerade,
+        () => Forward::HostPortReply,
+    })
 }
 
-/// A packet from the world that is for no pod: translated back when it answers a masqueraded flow, else the stack's.
+/// Whether a packet may open a flow through a host port.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Opening {
+    /// There is no host port at the address it is for.
+    No,
+    /// It comes from another node or from the world.
+    FromOutside,
+    /// It comes from a pod of this node, whose addresses were checked.
+    FromPod,
+}
+
+/// A packet to the node: translated back when it answers a masqueraded flow, translated when it is for a host port, else the stack's.
 #[inline(never)]
-pub fn reply<F: Family>(skb: Skb, header: &F::Header) -> Verdict {
+pub fn reply<F: Family>(skb: Skb, header: &F::Header, opening: Opening) -> Verdict {
     let Some(scratch) = scratch::get() else { return Ok(Forward::Stack) };
     if transport::parse::<F>(skb, header, &mut scratch.transport).is_err() {
         return Ok(Forward::Stack);
@@ -134,8 +167,7 @@ pub fn reply<F: Family>(skb: Skb, header: &F::Header) -> Verdict {
             if !related::find_owner::<F>(skb, scratch) {
                 return Ok(Forward::Stack);
             }
-            let translate = || related::to_owner::<F>(skb, scratch);
-            return to_owner::<F>(skb, header, &scratch.flow_key.src, Forward::RelatedError, translate);
+            return error_to_owner::<F>(skb, header, scratch);
         }
         Kind::LaterFragment => return later_fragment_of_reply::<F>(skb, header, scratch),
         Kind::EchoRequest | Kind::Other => return Ok(Forward::Stack),
@@ -146,10 +178,42 @@ pub fn reply<F: Family>(skb: Skb, header: &F::Header) -> Verdict {
         }
         fragments::check_first(scratch)?;
     }
-    if flows::find_reply(skb, scratch).is_none() {
-        return Ok(Forward::Stack);
+    answer_to::<F>(skb, header, scratch, opening)
+}
+
+/// An error about a packet of the flow `scratch.flow_key`, to that one's owner.
+#[inline(never)]
+pub fn error_to_owner<F: Family>(skb: Skb, header: &F::Header, scratch: &Scratch) -> Verdict {
+    let translate = || related::to_owner::<F>(skb, scratch);
+    to_owner::<F>(skb, header, &scratch.flow_key.src, Forward::RelatedError, translate)
+}
+
+/// A packet to the node (`scratch.key`) whose flow is known, or opened by it.
+#[inline(always)]
+pub fn answer_to<F: Family>(
+    skb: Skb,
+    header: &F::Header,
+    scratch: &mut Scratch,
+    opening: Opening,
+) -> Verdict {
+    match find_or_open::<F>(skb, scratch, opening)? {
+        Forward::Stack => Ok(Forward::Stack),
+        forward => answer::<F>(skb, header, scratch, forward),
     }
-    answer::<F>(skb, header, scratch)
+}
+
+/// Leaves in `scratch.flow_key` the flow that a packet to the node is of, and says as what it goes to its owner; up the stack if there
+/// is none.
+#[inline(never)]
+fn find_or_open<F: Family>(skb: Skb, scratch: &mut Scratch, opening: Opening) -> Verdict {
+    match flows::find_reply(skb, scratch) {
+        Some(flow) if flow.is_host_port() => Ok(Forward::HostPort),
+        Some(_) => Ok(Forward::Unmasquerade),
+        None if opening != Opening::No && host_ports::open::<F>(skb, scratch, opening)? => {
+            Ok(Forward::HostPort)
+        }
+        None => Ok(Forward::Stack),
+    }
 }
 
 /// A part of a datagram from the world, of which only the first fragment tells whether it is for a pod or for the host. Before that
@@ -170,16 +234,22 @@ fn later_fragment_of_reply<F: Family>(skb: Skb, header: &F::Header, scratch: &mu
         }
     }
     let owner = work.address;
-    let translate = || rewrite::address::<F>(skb, End::Destination, &owner);
+    let translate = || {
+        if owner == scratch.key.src {
+            // From a pod to itself through its own host port.
+            rewrite::address::<F>(skb, End::Source, &scratch.key.dst)?;
+        }
+        rewrite::address::<F>(skb, End::Destination, &owner)
+    };
     to_owner::<F>(skb, header, &owner, Forward::Unmasquerade, translate)
 }
 
-/// Translates a reply whose flow is `scratch.flow_key`.
-#[inline(always)]
-fn answer<F: Family>(skb: Skb, header: &F::Header, scratch: &mut Scratch) -> Verdict {
+/// Translates a packet to the owner of the flow `scratch.flow_key`.
+#[inline(never)]
+fn answer<F: Family>(skb: Skb, header: &F::Header, scratch: &mut Scratch, forward: Forward) -> Verdict {
     let owner = scratch.flow_key.src;
     fragments::remember(scratch, &owner);
-    to_owner::<F>(skb, header, &owner, Forward::Unmasquerade, || {
+    to_owner::<F>(skb, header, &owner, forward, || {
         let change = Change {
             end: End::Destination,
             old: &scratch.key.dst,

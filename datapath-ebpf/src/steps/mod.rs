@@ -11,6 +11,7 @@ pub mod events;
 pub mod flows;
 pub mod forward;
 pub mod fragments;
+pub mod host_ports;
 pub mod icmp_error;
 pub mod inbound;
 pub mod masquerade;

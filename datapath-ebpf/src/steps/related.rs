@@ -38,15 +38,17 @@ pub fn to_owner<F: Family>(skb: Skb, scratch: &Scratch) -> Result<(), DropReason
 
 /// An error of a pod's about a packet from the world. One about a flow that the world has opened leaves as it is; one about nothing
 /// known has no business outside (RFC 5508, section 4.2.2).
+///
+/// Where nothing new is `masqueraded` only errors about what came through a host port are translated: others are none of ours.
 #[inline(never)]
-pub fn from_pod<F: Family>(skb: Skb, scratch: &mut Scratch) -> Verdict {
+pub fn from_pod<F: Family>(skb: Skb, scratch: &mut Scratch, masquerades: bool) -> Verdict {
     if scratch.transport.fragmented {
-        return Err(DropReason::UnknownProtocol);
+        return if masquerades { Err(DropReason::UnknownProtocol) } else { Ok(Forward::World) };
     }
     match find_flow::<F>(skb, scratch) {
         About::Translated => {}
-        About::Untranslated => return Ok(Forward::World),
-        About::Nothing => return Err(DropReason::RelatedUnknown),
+        About::Nothing if masquerades => return Err(DropReason::RelatedUnknown),
+        About::Untranslated | About::Nothing => return Ok(Forward::World),
     }
     translate::<F>(skb, scratch, End::Source)?;
     Ok(Forward::RelatedError)
@@ -83,7 +85,7 @@ fn find_flow<F: Family>(skb: Skb, scratch: &mut Scratch) -> About {
     let Some(flow) = (unsafe { CONNTRACK.get(&scratch.key) }) else { return About::Nothing };
     (scratch.quote.address, scratch.quote.port) = (flow.nat_address, flow.nat_port);
     let same = scratch.quote.port == scratch.key.src_port && scratch.quote.address == scratch.key.src;
-    if same || flow.is_inbound() { About::Untranslated } else { About::Translated }
+    if same || !flow.is_translated() { About::Untranslated } else { About::Translated }
 }
 
 /// One end of the error itself, and the other end of the packet that it quotes.

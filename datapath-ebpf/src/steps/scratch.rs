@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use datapath_ebpf::{
     Ip, Port,
-    maps::{Flow, FlowKey, Reverse},
+    maps::{Flow, FlowKey, HostPort, Reverse},
 };
 
 use super::{claim::Search, fragments::state::Work, quote::Quote, transport::Transport};
@@ -25,12 +25,18 @@ pub struct Scratch {
     /// What the owner's packets are given instead of their source.
     pub nat_address: Ip,
     pub nat_port: Port,
+    /// There are host ports at [`Scratch::nat_address`], which a claim must not take.
+    pub has_host_ports: bool,
+    /// Whose host port the packet is for.
+    pub host_port: HostPort,
     /// The flow to insert.
     pub flow: Flow,
     /// The key of the flow that a reply belongs to.
     pub flow_key: FlowKey,
     /// The way back; its destination port is the candidate of the claim.
     pub back: FlowKey,
+    /// The way back of a flow that makes room for another.
+    pub former: FlowKey,
     /// The way back's value to insert.
     pub reverse: Reverse,
     /// The search for a port.

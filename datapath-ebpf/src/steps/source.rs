@@ -8,11 +8,7 @@ use aya_ebpf::{
 };
 use datapath_ebpf::{Ip, maps::Uplink, packet::Family};
 
-use super::{
-    scratch::Scratch,
-    skb::Skb,
-    tables::{ENDPOINTS, is_host_address},
-};
+use super::{scratch::Scratch, skb::Skb, tables::ENDPOINTS};
 
 /// An uplink as a packet's way out of the node.
 #[derive(Clone, Copy)]
@@ -20,12 +16,27 @@ pub struct Exit {
     pub ifindex: u32,
     /// The uplink's masquerade address, if the kernel does not name a better one; `::` for none.
     pub address: Ip,
+    /// Whether new flows are translated. If not, only answers from host ports are.
+    pub masquerades: bool,
 }
 
 impl Exit {
     #[inline(always)]
     pub fn new<F: Family>(ifindex: u32, uplink: &Uplink) -> Self {
-        Self { ifindex, address: if F::V4 { uplink.masquerade_v4 } else { uplink.masquerade_v6 } }
+        let address = if F::V4 { uplink.masquerade_v4 } else { uplink.masquerade_v6 };
+        Self { ifindex, address, masquerades: uplink.flags & Uplink::MASQUERADE != 0 }
+    }
+
+    /// A way on which nothing new is translated; the device only matters where it is an uplink.
+    #[inline(always)]
+    pub const fn plain(ifindex: u32) -> Self {
+        Self { ifindex, address: Ip::UNSPECIFIED, masquerades: false }
+    }
+
+    /// From a pod back to itself, by way of this address of the node.
+    #[inline(always)]
+    pub const fn hairpin(address: Ip) -> Self {
+        Self { ifindex: 0, address, masquerades: true }
     }
 }
 
@@ -34,11 +45,20 @@ impl Exit {
 /// would find nobody.
 #[inline(never)]
 pub fn choose<F: Family>(skb: Skb, scratch: &mut Scratch, exit: &Exit) -> bool {
-    if ask_kernel::<F>(skb, scratch, exit.ifindex) && is_host_address(&scratch.nat_address) {
+    if exit.ifindex != 0 && ask_kernel::<F>(skb, scratch, exit.ifindex) && is_ours(scratch) {
         return true;
     }
     scratch.nat_address = exit.address;
-    is_host_address(&scratch.nat_address)
+    is_ours(scratch)
+}
+
+/// Whether the address is the node's, and if so, whether there are host ports at it.
+#[inline(always)]
+fn is_ours(scratch: &mut Scratch) -> bool {
+    // SAFETY: one field is read before anything else touches the map.
+    let Some(endpoint) = (unsafe { ENDPOINTS.get(&scratch.nat_address) }) else { return false };
+    scratch.has_host_ports = endpoint.has_host_ports();
+    endpoint.is_host()
 }
 
 /// False where the kernel has no answer, another way out, or is older than 6.7 and does not know the question.

@@ -12,8 +12,8 @@ use datapath_ebpf::{
     flow::TIMEOUTS,
     maps::{
         CLAIM_BUCKETS, CONNTRACK_MAX, COUNTERS_MAX, Counter, ENDPOINTS_MAX, Endpoint, FRAGMENTS_MAX, Flow,
-        FlowKey, Fragment, FragmentKey, HELD_MAX, Held, Node, POOLS_MAX, Pool, PoolKey, ROUTES_MAX, Reverse,
-        Route, UPLINKS_MAX, Uplink,
+        FlowKey, Fragment, FragmentKey, HELD_MAX, HOST_PORTS_MAX, Held, HostPort, HostPortKey, Node,
+        POOLS_MAX, Pool, PoolKey, ROUTES_MAX, Reverse, Route, UPLINKS_MAX, Uplink,
     },
     outcome::OUTCOMES,
 };
@@ -38,6 +38,9 @@ pub static CONNTRACK: HashMap<FlowKey, Flow, CONNTRACK_MAX, ON_DEMAND> = HashMap
 
 #[btf_map(name = "nat", pin_by_name)]
 pub static NAT: HashMap<FlowKey, Reverse, CONNTRACK_MAX, ON_DEMAND> = HashMap::new();
+
+#[btf_map(name = "host_ports", pin_by_name)]
+pub static HOST_PORTS: HashMap<HostPortKey, HostPort, HOST_PORTS_MAX, ON_DEMAND> = HashMap::new();
 
 #[btf_map(name = "ports", pin_by_name)]
 pub static PORTS: HashMap<PoolKey, Pool, POOLS_MAX, ON_DEMAND> = HashMap::new();

@@ -27,10 +27,16 @@ pub fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
 
 /// A listening TCP socket on a free port; `accept` gives up after [`PATIENCE`].
 pub fn tcp_listener(netns: &Netns, address: IpAddr) -> Result<TcpListener> {
+    tcp_listener_at(netns, (address, 0).into())
+}
+
+/// The same on a given port.
+pub fn tcp_listener_at(netns: &Netns, address: SocketAddr) -> Result<TcpListener> {
     let listen = || -> io::Result<TcpListener> {
-        let socket = Socket::new(Domain::for_address((address, 0).into()), Type::STREAM, None)?;
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        socket.set_reuse_address(address.port() != 0)?;
         socket.set_read_timeout(Some(PATIENCE))?;
-        socket.bind(&SocketAddr::new(address, 0).into())?;
+        socket.bind(&address.into())?;
         socket.listen(1024)?;
         Ok(socket.into())
     };
@@ -60,11 +66,16 @@ fn with_deadlines(stream: &TcpStream) -> Result<()> {
 
 /// A UDP socket on a free port, with buffers for whatever a test may queue; reads give up after [`PATIENCE`].
 pub fn udp(netns: &Netns, address: IpAddr) -> Result<UdpSocket> {
+    udp_at(netns, (address, 0).into())
+}
+
+/// The same on a given port.
+pub fn udp_at(netns: &Netns, address: SocketAddr) -> Result<UdpSocket> {
     let bind = || -> io::Result<UdpSocket> {
-        let socket = Socket::new(Domain::for_address((address, 0).into()), Type::DGRAM, None)?;
+        let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
         socket.set_recv_buffer_size(8 << 20)?;
         socket.set_read_timeout(Some(PATIENCE))?;
-        socket.bind(&SocketAddr::new(address, 0).into())?;
+        socket.bind(&address.into())?;
         Ok(socket.into())
     };
     netns.enter(bind)?.with_context(|| format!("cannot bind UDP to {address} in {}", netns.name()))

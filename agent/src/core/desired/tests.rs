@@ -1,5 +1,7 @@
 //! Two nodes on one link, in both routing modes; each test changes one fact.
 
+use hypha_cni::protocol::{PortMapping, Transport};
+
 use super::*;
 use crate::core::{
     facts::{LocalAddresses, NextHop, SourceReason},
@@ -52,6 +54,7 @@ pub fn facts(routing: Routing) -> Facts {
             ifindex: 12,
             mac: Mac { bytes: [2, 0, 0, 0, 0, 3] },
             addresses: vec![ip("10.244.1.5"), ip("fd00:1::5")],
+            host_ports: Vec::new(),
         }],
     }
 }
@@ -372,4 +375,38 @@ fn all_of_ipv6_exempt_leaves_ipv4_masqueraded_and_the_other_way_round() {
     let v6: Vec<IpNet> = exempt("::/0").collect();
     assert!(v6.iter().any(|prefix| prefix.contains(&ip("2001:db8:77::1"))));
     assert!(!v6.iter().any(|prefix| prefix.contains(&ip("::ffff:203.0.113.1"))));
+}
+
+#[test]
+fn host_ports_mark_the_pod_and_the_addresses_they_are_at() {
+    let mut facts = facts(Routing::Native);
+    let second = ip("192.0.2.9");
+    facts.local = local(&["192.0.2.1", "192.0.2.9", "2001:db8::1"]);
+    let flags = |facts: &Facts| {
+        let desired = compile(&cluster(), facts).desired;
+        let flags = |address| desired.endpoints[&Ip::from(address)].flags & Endpoint::HOST_PORTS != 0;
+        let addresses = [ip("192.0.2.1"), second, ip("2001:db8::1"), ip("10.244.1.5"), ip("fd00:1::5")];
+        (desired.host_ports.len(), addresses.map(flags))
+    };
+    assert_eq!(flags(&facts), (0, [false; 5]));
+    let mut mapping =
+        PortMapping { host_port: 80, container_port: 80, protocol: Transport::Tcp, host_ip: Some(second) };
+    facts.pods[0].host_ports = vec![mapping];
+    assert_eq!(flags(&facts), (1, [false, true, false, true, true]));
+    mapping.host_ip = None;
+    facts.pods[0].host_ports = vec![mapping];
+    assert_eq!(flags(&facts), (2, [true; 5]));
+
+    let other = PodFacts { id: 4, ifindex: 13, addresses: vec![ip("10.244.1.6")], ..facts.pods[0].clone() };
+    facts.pods.push(other);
+    let compiled = compile(&cluster(), &facts);
+    assert!(compiled.desired.host_ports.values().all(|to| to.endpoint == 3), "the first one keeps it");
+    assert_eq!(compiled.problems, [Problem::HostPort { id: 4, port: 80, owner: 3 }].into());
+}
+
+#[test]
+fn another_nodes_own_address_is_told_from_its_pods() {
+    let routes = compile(&cluster(), &facts(Routing::Tunnel)).desired.routes;
+    assert!(routes[&net("192.0.2.2/32")].is_node() && routes[&net("2001:db8::2/128")].is_node());
+    assert!(!routes[&net("10.244.2.0/24")].is_node() && !routes[&net("fd00:2::/64")].is_node());
 }

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use hypha_cni::protocol::{PortMapping, Transport};
+
 use super::*;
 
 const HERE: NamespaceId = NamespaceId { device: 4, inode: 7 };
@@ -17,6 +19,7 @@ fn add(container: &str) -> Add {
         mtu: None,
         addresses: None,
         pod: None,
+        port_mappings: Vec::new(),
     }
 }
 
@@ -124,4 +127,31 @@ fn a_full_disk_gives_the_address_back() {
     fs::remove_dir_all(folder.path().join("state/endpoints")).unwrap();
     assert!(matches!(ledger.reserve(&add("a"), HERE, 1450), Err(LedgerError::Store(_))));
     assert!(ledger.usage().iter().all(|pool| pool.used == 0));
+}
+
+#[test]
+fn a_host_port_is_one_endpoints_until_it_is_forgotten() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut ledger = open(&folder);
+    let mapping = |host_ip: Option<&str>, container_port, protocol| PortMapping {
+        host_port: 80,
+        container_port,
+        protocol,
+        host_ip: host_ip.map(|text| text.parse().unwrap()),
+    };
+    let asking = |name: &str, mapping| Add { port_mappings: vec![mapping], ..add(name) };
+    let first = asking("a", mapping(None, 8080, Transport::Tcp));
+    ledger.reserve(&first, HERE, 1450).unwrap();
+    ledger.reserve(&first, HERE, 1450).expect("its own is not in its way");
+    ledger.reserve(&asking("udp", mapping(None, 8080, Transport::Udp)), HERE, 1450).unwrap();
+    let second = asking("b", mapping(Some("192.0.2.1"), 80, Transport::Tcp));
+    let mut ledger = open(&folder);
+    let error = ledger.reserve(&second, HERE, 1450).unwrap_err().to_string();
+    assert!(error.contains("192.0.2.1:80/tcp") && error.contains("container a"), "{error}");
+    assert!(ledger.get(&second.attachment).is_none());
+    ledger.release(&first.attachment).unwrap();
+    ledger.reserve(&second, HERE, 1450).unwrap();
+    let sctp = asking("c", mapping(None, 81, Transport::Sctp));
+    assert!(matches!(ledger.reserve(&sctp, HERE, 1450), Err(LedgerError::HostPort(HostPortError::Sctp(_)))));
+    assert_eq!(ledger.usage()[0].used, 2, "what was refused holds no address");
 }

@@ -10,17 +10,18 @@ use crate::protocol::{ErrorReply, PortMapping, Transport, code};
 /// Its key in `runtimeConfig`.
 pub(super) const KEY: &str = "portMappings";
 
-/// One of them as runtimes write it. Numbers are wider than ports, so that a wrong one is named and not just of the wrong kind.
+/// One of them as runtimes write it: containerd with capitals, as Go does where nobody says otherwise, and the reference
+/// plugins, which read like Go, take either. Numbers are wider than ports, so that a wrong one is named and not just of the wrong kind.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Given {
-    #[serde(default)]
+    #[serde(default, alias = "HostPort")]
     host_port: i64,
-    #[serde(default)]
+    #[serde(default, alias = "ContainerPort")]
     container_port: i64,
-    #[serde(default)]
+    #[serde(default, alias = "Protocol")]
     protocol: String,
-    #[serde(default, rename = "hostIP")]
+    #[serde(default, rename = "hostIP", alias = "HostIP")]
     host_ip: String,
 }
 
@@ -95,6 +96,11 @@ mod tests {
                 "[2001:db8::1]:443/tcp -> 8443",
             ),
             (json!([{"hostPort": 80, "containerPort": 80, "hostIP": "0.0.0.0"}]), "*:80/tcp -> 80"),
+            // containerd 2.1.
+            (
+                json!([{"HostPort": 80, "ContainerPort": 8080, "Protocol": "udp", "HostIP": "192.0.2.1"}]),
+                "192.0.2.1:80/udp -> 8080",
+            ),
             (json!([{"hostPort": 0, "containerPort": 80}, {"containerPort": 81}]), ""),
             (
                 json!([

@@ -3,6 +3,7 @@
 mod control_plane;
 mod disturbances;
 mod harness;
+mod host_ports;
 mod installing;
 mod nodes;
 mod pods;
@@ -35,9 +36,11 @@ fn main() -> ExitCode {
         pods::scenarios(&stage, Routing::Tunnel),
         pods::lifecycle(&stage),
         disturbances::scenarios(&stage),
+        host_ports::scenarios(&stage, Routing::Tunnel),
         installing::last(&stage),
         pods::scenarios(&stage, Routing::Native),
         disturbances::native(&stage),
+        host_ports::scenarios(&stage, Routing::Native),
         nodes::scenarios(&stage),
     ];
     let conclusion = libtest_mimic::run(&arguments, scenarios.into_iter().flatten().collect());

@@ -4,11 +4,11 @@ use std::net::IpAddr;
 
 use datapath_ebpf::{
     Ip, Port,
-    maps::{HostPort, HostPortKey},
+    maps::{HostPort, HostPortKey, OVERLAY_PORT},
 };
 use hypha_cni::protocol::{PortMapping, Transport};
 
-use super::facts::PodFacts;
+use super::facts::{PodFacts, Routing};
 
 /// Why a pod cannot have its host ports.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,6 +38,11 @@ pub enum HostPortError {
     /// The mapping names an address of a family that the pod does not have.
     #[error("host port {0} cannot be: the pod has no address of that family; use another hostIP or none")]
     Family(PortMapping),
+    /// The port is the overlay's.
+    #[error(
+        "host port {0} cannot be: packets between the nodes' pods arrive there (VXLAN); use another port, or --routing native"
+    )]
+    Overlay(PortMapping),
 }
 
 /// Whether a mapping is for all of the node's addresses, of both families.
@@ -69,6 +74,14 @@ pub fn check(mappings: &[PortMapping], addresses: &[IpAddr]) -> Result<(), HostP
         }
     }
     Ok(())
+}
+
+/// Whether the node itself leaves the ports to pods.
+pub fn check_node(mappings: &[PortMapping], routing: Routing) -> Result<(), HostPortError> {
+    let is_overlay = |mapping: &&PortMapping| {
+        routing == Routing::Tunnel && mapping.protocol == Transport::Udp && mapping.host_port == OVERLAY_PORT
+    };
+    mappings.iter().find(is_overlay).map_or(Ok(()), |mapping| Err(HostPortError::Overlay(*mapping)))
 }
 
 /// What `host_ports` holds for a pod.
@@ -180,6 +193,20 @@ mod tests {
             ),
         ] {
             assert_eq!(check(&mappings, addresses).err(), expected, "{mappings:?}");
+        }
+    }
+
+    #[test]
+    fn the_overlays_port_is_no_pods() {
+        for (text, routing, refused) in [
+            ("udp - 8472 8472", Routing::Tunnel, true),
+            ("udp 192.0.2.1 8472 53", Routing::Tunnel, true),
+            ("udp - 8472 8472", Routing::Native, false),
+            ("tcp - 8472 8472", Routing::Tunnel, false),
+            ("udp - 8473 8472", Routing::Tunnel, false),
+        ] {
+            let expected = refused.then(|| HostPortError::Overlay(mapping(text)));
+            assert_eq!(check_node(&[mapping(text)], routing).err(), expected, "{text} {routing:?}");
         }
     }
 

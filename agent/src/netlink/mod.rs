@@ -44,7 +44,7 @@ pub use self::{
     error::NetlinkError,
     inspect::PodMismatch,
     monitor::{Changes, Monitor},
-    overlay::{OVERLAY_IFNAME, OVERLAY_PORT, OVERLAY_VNI},
+    overlay::OVERLAY_IFNAME,
     pod::{PodLink, PodLinkInfo, PodWiring},
     routes::{HYPHA_RT_PROTO, RouteChanges},
 };

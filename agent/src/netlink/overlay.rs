@@ -1,5 +1,6 @@
 //! The VXLAN device of the tunnel mode: one per node, whose far end every packet brings with it (collect metadata).
 
+use datapath_ebpf::maps::OVERLAY_PORT;
 use rtnetlink::{
     LinkMessageBuilder, LinkVxlan,
     packet_core::{NLM_F_CREATE, NLM_F_EXCL},
@@ -19,10 +20,6 @@ use super::{
 
 /// The overlay device's name.
 pub const OVERLAY_IFNAME: &str = "hypha_vxlan";
-/// The UDP port of the overlay: the one most CNIs use, so that firewalls let it through.
-pub const OVERLAY_PORT: u16 = 8472;
-/// The VXLAN network identifier of all pods' traffic.
-pub const OVERLAY_VNI: u32 = 1;
 
 /// Makes the device or repairs it, and returns its ifindex. One of another kind, port or mode is made anew.
 pub(super) fn ensure(socket: &mut Socket, mtu: u32) -> Result<u32, NetlinkError> {

@@ -45,6 +45,7 @@ pub async fn add(agent: &Agent, locks: &Locks, add: Add, netns: Option<OwnedFd>)
         let link = live.link.map(|link| PodLink::existing(link.ifindex, link.mac));
         return finish(agent, live.clone(), link).await.map(|record| added(&record));
     }
+    host_ports::check_node(&add.port_mappings, agent.config.routing).map_err(CallError::HostPort)?;
     let record = agent.ledger().reserve(&add, namespace, view.mtu)?;
     let result = timeout(ADD_DEADLINE, bring_up(agent, known, record, &netns)).await;
     match result.unwrap_or(Err(CallError::Deadline(ADD_DEADLINE.as_secs()))) {

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use hypha_lab::{
     Family, Lab, LabSpec, Node, Protocol, Routing, Station,
     netns::Netns,
-    programs, shell,
+    poll, programs, shell,
     traffic::{exchange, tools},
 };
 use libtest_mimic::Trial;
@@ -24,6 +24,11 @@ pub fn scenarios() -> Vec<Trial> {
             "operator::settings_of_other_devices_are_left_alone",
             LabSpec::nodes(1, Routing::Tunnel),
             settings_left_alone,
+        ),
+        scenario_without_start(
+            "operator::an_agent_that_no_runtime_can_find_is_not_ready",
+            LabSpec::nodes(1, Routing::Tunnel),
+            no_configuration,
         ),
     ]
 }
@@ -55,6 +60,24 @@ fn field_names(lab: &mut Lab) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What is in the way of the network configuration is named, and nothing else is needed once it is gone.
+fn no_configuration(lab: &mut Lab) -> Result<()> {
+    let node = lab.node(0);
+    let conf_dir = node.dir().join("cni");
+    // Somebody may have made the directory already.
+    let _made_by_the_agent = fs::remove_dir_all(&conf_dir);
+    fs::write(&conf_dir, "").context("cannot put a file in the way")?;
+    node.launch_agent()?;
+    poll::eventually("the status names what is in the way", Duration::from_secs(20), || {
+        let status = shell::said(&shell::run(&mut node.hypha_command(&["status"])?, b"")?);
+        ensure!(status.contains("cannot write") && status.contains("--cni-conf-dir"), "{status}");
+        Ok(())
+    })?;
+    fs::remove_file(&conf_dir).context("cannot take the file away")?;
+    node.wait_ready()?;
+    node.add_pod("a").map(drop)
 }
 
 fn count(dir: &Path) -> usize {

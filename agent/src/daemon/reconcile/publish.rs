@@ -9,7 +9,10 @@ use crate::{
         desired::{node_address, pod_mtu},
         facts::Facts,
     },
-    daemon::{agent::View, conflist},
+    daemon::{
+        agent::View,
+        conflist::{self, ConflistError},
+    },
 };
 
 impl Reconciler {
@@ -33,21 +36,29 @@ impl Reconciler {
         }
     }
 
-    /// Lets calls see the node as it is now, and runtimes see the agent.
+    /// Lets calls see the node as it is now, and runtimes see the agent. An agent that no runtime can find does not become
+    /// ready; one that was ready stays so, whatever happens to the file that it is found by.
     pub(super) fn publish(&self, facts: &Facts) -> Result<(), PassError> {
-        let view = self.view(facts);
+        let mut view = self.view(facts);
         self.agent.ledger().set_cidrs(&view.pod_cidrs);
-        let ready = view.not_ready.is_none();
+        let before = self.agent.view();
+        let ensured = if view.not_ready.is_none() { self.ensure_conflist() } else { Ok(()) };
+        if let (Err(error), Some(_)) = (&ensured, before.not_ready) {
+            view.not_ready = Some(error.to_string());
+        }
+        let reason = view.not_ready.clone();
         let before = self.agent.set_view(view);
-        match (before.not_ready.is_none(), ready) {
-            (false, true) => info!("ready: pods can be added"),
-            (true, false) => {
-                warn!("pods can no longer be added: {}", self.agent.view().not_ready.unwrap_or_default());
-            }
+        match (before.not_ready.is_none(), reason) {
+            (false, None) => info!("ready: pods can be added"),
+            (true, Some(reason)) => warn!("pods can no longer be added: {reason}"),
             _ => {}
         }
+        Ok(ensured?)
+    }
+
+    fn ensure_conflist(&self) -> Result<(), ConflistError> {
         let config = &self.agent.config;
-        if ready && conflist::ensure(&config.cni_conf_dir, &config.run_dir)? {
+        if conflist::ensure(&config.cni_conf_dir, &config.run_dir)? {
             info!(directory = %config.cni_conf_dir.display(), file = conflist::FILE_NAME, "wrote the CNI configuration");
         }
         Ok(())

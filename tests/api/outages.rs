@@ -88,9 +88,11 @@ fn outages(cluster: &mut Cluster) -> Result<()> {
         probe.wait_for_more(20)?;
         probe.finish()?.ensure_nothing_lost("while the API server had its troubles")?;
     }
-    let watches = &status(cluster.lab.node(0))?["source"]["watches"];
-    ensure!(watches[0]["connected_for"].is_u64() && watches[1]["connected_for"].is_u64(), "{watches}");
-    Ok(())
+    poll::eventually("every watch is connected again", AFTER_OUTAGE, || {
+        let watches = &status(cluster.lab.node(0))?["source"]["watches"];
+        ensure!(watches[0]["connected_for"].is_u64() && watches[1]["connected_for"].is_u64(), "{watches}");
+        Ok(())
+    })
 }
 
 /// Pods come, talk and go while the server is away.

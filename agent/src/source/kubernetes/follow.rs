@@ -22,8 +22,8 @@ use super::{
     access::{Access, reason},
 };
 
-/// The waits between attempts: they double, with jitter, so that a thousand agents do not come at once.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
+/// The waits between attempts: they double, and jitter adds up to as much again, so that a thousand agents do not come at once.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(7_500));
 /// After this long without an error the next one is waited out as if it were the first.
 const CALM: Duration = Duration::from_secs(60);
 
@@ -120,7 +120,7 @@ impl Follower {
                     }
                     self.fail(K::KIND, &error);
                     tokio::select! {
-                        () = sleep(backoff.next()) => {}
+                        () = sleep(backoff.after(&error)) => {}
                         () = self.events.closed() => return Remedy::Again,
                     }
                     match remedy {
@@ -131,6 +131,7 @@ impl Follower {
             };
             if let Some(event) = self.translate::<K>(event, &mut listed) {
                 self.status.event(&event);
+                backoff.heard();
                 if self.events.send(event).await.is_err() {
                     break;
                 }
@@ -229,27 +230,49 @@ fn answer(kind: Kind, status: &kube::core::Status) -> String {
     format!("the server answers {} {}: {}{advice}", status.code, status.reason, status.message)
 }
 
+/// Whether the server has forgotten where a watch was, and wants it to begin with a list.
+fn is_expired(error: &watcher::Error) -> bool {
+    use watcher::Error::{InitialListFailed, WatchError, WatchFailed, WatchStartFailed};
+    match error {
+        WatchError(status) => status.code == 410,
+        InitialListFailed(kube::Error::Api(status))
+        | WatchStartFailed(kube::Error::Api(status))
+        | WatchFailed(kube::Error::Api(status)) => status.code == 410,
+        _ => false,
+    }
+}
+
 /// Waits that grow.
 struct Backoff {
     waits: ExponentialBackoff,
     last: Option<Instant>,
+    /// The server has asked for a list, and nothing was heard since.
+    relisting: bool,
 }
 
 impl Default for Backoff {
     fn default() -> Self {
         let (least, most) = BACKOFF;
         let builder = ExponentialBuilder::new().with_min_delay(least).with_max_delay(most).with_factor(2.0);
-        Self { waits: builder.with_jitter().without_max_times().build(), last: None }
+        Self { waits: builder.with_jitter().without_max_times().build(), last: None, relisting: false }
     }
 }
 
 impl Backoff {
-    fn next(&mut self) -> Duration {
-        if self.last.is_some_and(|last| last.elapsed() > CALM) {
-            *self = Self::default();
+    /// How long to wait after an error. A server that asks for a list is back: that list must not wait as long as the
+    /// server was waited for. If it asks again, lists do not help.
+    fn after(&mut self, error: &watcher::Error) -> Duration {
+        let first_request = is_expired(error) && !self.relisting;
+        if first_request || self.last.is_some_and(|last| last.elapsed() > CALM) {
+            *self = Self { relisting: first_request, ..Self::default() };
         }
         self.last = Some(Instant::now());
         self.waits.next().unwrap_or(BACKOFF.1)
+    }
+
+    /// Objects come.
+    fn heard(&mut self) {
+        self.relisting = false;
     }
 }
 

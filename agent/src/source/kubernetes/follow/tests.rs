@@ -78,7 +78,25 @@ async fn a_list_that_has_not_ended_changes_nothing() {
 #[test]
 fn waits_grow_up_to_a_limit() {
     let mut backoff = Backoff::default();
-    let waits: Vec<Duration> = (0..12).map(|_| backoff.next()).collect();
+    let waits: Vec<Duration> = (0..12).map(|_| backoff.after(&watcher::Error::NoResourceVersion)).collect();
     assert!(waits[0] >= BACKOFF.0 && waits[0] <= BACKOFF.0 * 2, "{waits:?}");
     assert!(waits[11] >= BACKOFF.1 && waits[11] <= BACKOFF.1 * 2, "{waits:?}");
+}
+
+#[test]
+fn a_server_that_is_back_and_asks_for_a_list_gets_it_soon() {
+    let away = watcher::Error::NoResourceVersion;
+    let expired =
+        watcher::Error::WatchStartFailed(refused(410, "Expired", "too old resource version: 1 (2)"));
+    let mut backoff = Backoff::default();
+    for _ in 0..8 {
+        backoff.after(&away);
+    }
+    let soon = backoff.after(&expired);
+    assert!(soon <= BACKOFF.0 * 2, "{soon:?}");
+    let waits: Vec<Duration> = (0..8).map(|_| backoff.after(&expired)).collect();
+    assert!(waits[7] >= BACKOFF.1, "a server that says nothing else is not asked ever more often: {waits:?}");
+    backoff.heard();
+    let soon = backoff.after(&expired);
+    assert!(soon <= BACKOFF.0 * 2, "{soon:?}");
 }

@@ -5,7 +5,7 @@
 //! traffic goes on by the old map until this agent has filled the new one and swaps the programs. If only the size of the
 //! maps of flows differs, the flows are carried over ([`carry`]).
 
-use std::{fs, io, path::Path};
+use std::{fs, io, path::Path, thread};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
@@ -106,19 +106,44 @@ fn load_object(bpf_dir: &Path, settings: &Settings) -> Result<Ebpf, DatapathErro
     Ok(loader.load(OBJECT)?)
 }
 
+/// Has the kernel verify every program, all at once: privileged callers need not wait for each other there, and the largest program
+/// takes as long as all others together.
+fn verify(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
+    let names = || Program::ALL.iter().map(|program| program.name()).chain([collect::PROGRAM]);
+    let known = |name: &str| names().find(|known| *known == name);
+    thread::scope(|scope| {
+        let programs = ebpf.programs_mut().filter_map(|(name, program)| Some((known(name)?, program)));
+        let verified = programs
+            .map(|(name, program)| {
+                scope.spawn(move || load_one(program).map_err(DatapathError::program(name, 0)))
+            })
+            .collect::<Vec<_>>();
+        verified
+            .into_iter()
+            .try_for_each(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
+}
+
+fn load_one(program: &mut aya::programs::Program) -> Result<(), ProgramError> {
+    match program {
+        aya::programs::Program::SchedClassifier(program) => program.load(),
+        aya::programs::Program::RawTracePoint(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
 /// Loads every program and frees the parsed object.
 fn load_programs(mut ebpf: Ebpf, bpf_dir: &Path) -> Result<(Programs, RawTracePoint), DatapathError> {
+    verify(&mut ebpf)?;
     let mut programs = Vec::with_capacity(Program::ALL.len());
     for &which in Program::ALL {
         let name = which.name();
         let program: &mut SchedClassifier = program_of(&mut ebpf, name)?;
-        program.load().map_err(DatapathError::program(name, 0))?;
         let taken = taken_out(name, bpf_dir, |pin| program.pin(pin), |pin| SchedClassifier::from_pin(pin))?;
         programs.push((which, taken));
     }
     let name = collect::PROGRAM;
     let program: &mut RawTracePoint = program_of(&mut ebpf, name)?;
-    program.load().map_err(DatapathError::program(name, 0))?;
     let collect = taken_out(name, bpf_dir, |pin| program.pin(pin), |pin| RawTracePoint::from_pin(pin))?;
     Ok((programs, collect))
 }

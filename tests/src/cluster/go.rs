@@ -126,14 +126,25 @@ fn archive() -> Result<(String, &'static str)> {
     Ok((format!("v0.0.1-{FETCHED}.linux-{architecture}"), digest))
 }
 
+/// The module proxy: the environment's, or the one that an older Go would ask.
+fn proxy() -> Result<String> {
+    let proxies =
+        env::var("GOPROXY").or_else(|_| shell::text(Command::new("go").args(["env", "GOPROXY"])))?;
+    first_proxy(&proxies).with_context(|| format!("GOPROXY names no proxy: {proxies:?}"))
+}
+
+/// `https://a` of `https://a,direct`.
+fn first_proxy(proxies: &str) -> Option<String> {
+    let mut proxies = proxies.trim().split([',', '|']);
+    proxies.find(|proxy| proxy.starts_with("http")).map(str::to_owned)
+}
+
 fn fetch(cache: &Path) -> Result<()> {
     let (name, digest) = archive()?;
-    let proxy = env::var("GOPROXY").unwrap_or_default();
-    let proxy = proxy.split([',', '|']).find(|proxy| proxy.starts_with("http"));
-    let proxy = proxy.unwrap_or("https://proxy.golang.org");
+    let hint = format!("cannot fetch {FETCHED}; install Go 1.{OLDEST} or newer and put it in the PATH");
+    let proxy = proxy().with_context(|| hint.clone())?;
     let zip = cache.join(format!("{name}.zip"));
     let url = format!("{proxy}/golang.org/toolchain/@v/{name}.zip");
-    let hint = format!("cannot fetch {FETCHED}; install Go 1.{OLDEST} or newer and put it in the PATH");
     let mut curl = Command::new("curl");
     curl.args(["--fail", "--silent", "--show-error", "--location", "--output"]).arg(&zip).arg(&url);
     shell::text_within(&mut curl, Duration::from_mins(5)).with_context(|| hint.clone())?;
@@ -165,6 +176,18 @@ fn unpack(cache: &Path, zip: &Path, name: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_proxy_is_asked() {
+        for (proxies, wanted) in [
+            ("https://a,direct\n", Some("https://a")),
+            ("direct|http://b", Some("http://b")),
+            ("off", None),
+            ("", None),
+        ] {
+            assert_eq!(first_proxy(proxies).as_deref(), wanted, "{proxies}");
+        }
+    }
 
     #[test]
     fn releases_are_told_apart() {

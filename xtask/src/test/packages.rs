@@ -15,7 +15,7 @@ struct Tool {
     purpose: &'static str,
 }
 
-const TOOLS: [Tool; 16] = [
+const TOOLS: [Tool; 17] = [
     Tool { program: "bpftool", package: "bpftool", purpose: "map dumps as an operator sees them" },
     Tool {
         // The program may be there and not be static.
@@ -25,6 +25,11 @@ const TOOLS: [Tool; 16] = [
     },
     Tool { program: "curl", package: "curl", purpose: "HTTP between pods" },
     Tool { program: "ethtool", package: "ethtool", purpose: "switching offloads" },
+    Tool {
+        program: "go",
+        package: "golang-go",
+        purpose: "building Kubernetes' own programs; it knows where newer releases of itself are",
+    },
     Tool { program: "ip", package: "iproute2", purpose: "namespaces and links of the lab" },
     Tool { program: "iperf3", package: "iperf3", purpose: "bulk traffic" },
     Tool {

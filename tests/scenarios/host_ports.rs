@@ -1,17 +1,16 @@
 //! Ports of the node that lead to pods: who reaches them and is seen as whom, and what becomes of them as pods come and go.
 
 use std::{
-    io::{ErrorKind, Read, Write},
-    net::{IpAddr, Shutdown, SocketAddr, UdpSocket},
+    io::ErrorKind,
+    net::{IpAddr, SocketAddr, UdpSocket},
     sync::Arc,
-    thread,
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use hypha_lab::{
     Family, Lab, LabSpec, Node, Pod, Routing, Station, poll,
-    traffic::{pattern::Pattern, socket},
+    traffic::{exchange, socket},
 };
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
@@ -56,58 +55,14 @@ fn add(node: &Arc<Node>, name: &str, mappings: &Value) -> Result<Pod> {
 
 /// Carries data from a client to a host port and back; returns whom the pod saw.
 fn tcp(client: &dyn Station, to: SocketAddr, pod: &Pod) -> Result<IpAddr> {
-    const LEN: usize = 200_000;
-    let any = if to.is_ipv4() { Family::V4 } else { Family::V6 }.unspecified();
-    let listener = socket::tcp_listener_at(pod.netns(), (any, POD).into())?;
-    let pattern = Pattern::new();
-    let sent = pattern.at(0, LEN);
-    thread::scope(|scope| {
-        let server = scope.spawn(move || -> Result<IpAddr> {
-            let (mut stream, peer) = socket::tcp_accept(&listener)?;
-            let mut received = vec![0; LEN];
-            stream.read_exact(&mut received).context("the pod did not get everything")?;
-            stream.write_all(&received).context("the pod cannot answer")?;
-            Ok(peer.ip())
-        });
-        let talk = || -> Result<()> {
-            let mut stream = socket::tcp_connect(client.netns(), to)?;
-            stream.write_all(sent).context("the client cannot send")?;
-            stream.shutdown(Shutdown::Write)?;
-            let mut back = Vec::new();
-            stream.read_to_end(&mut back).context("the client did not get everything back")?;
-            ensure!(back == sent, "what came back differs from what was sent");
-            Ok(())
-        };
-        let talked = talk();
-        let peer = server.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload));
-        talked?;
-        peer
-    })
+    let listener = socket::tcp_listener_at(pod.netns(), (Family::of(to.ip()).unspecified(), POD).into())?;
+    exchange::tcp_through(client, to, &listener, 200_000)
 }
 
 /// The same with datagrams, of which some go in fragments.
 fn udp(client: &dyn Station, to: SocketAddr, pod: &Pod) -> Result<IpAddr> {
-    let any = if to.is_ipv4() { Family::V4 } else { Family::V6 }.unspecified();
-    let server = socket::udp_at(pod.netns(), (any, POD).into())?;
-    let client = socket::udp(client.netns(), any)?;
-    client.connect(to)?;
-    let pattern = Pattern::new();
-    let mut buffer = vec![0; 65_536];
-    let mut seen = None;
-    for size in [1, 700, 4000, 9, 20_000] {
-        let sent = pattern.at(size as u64, size);
-        client.send(sent).with_context(|| format!("cannot send {size} bytes"))?;
-        let (len, peer) = socket::retry(|| server.recv_from(&mut buffer))
-            .with_context(|| format!("{size} bytes did not arrive"))?;
-        ensure!(buffer[..len] == *sent, "{size} bytes arrived as {len} bytes that differ");
-        ensure!(seen.is_none_or(|seen| seen == peer), "the source changed from {seen:?} to {peer}");
-        seen = Some(peer);
-        server.send_to(sent, peer)?;
-        let len =
-            socket::retry(|| client.recv(&mut buffer)).with_context(|| format!("no echo of {size} bytes"))?;
-        ensure!(buffer[..len] == *sent, "the echo of {size} bytes came as {len} bytes that differ");
-    }
-    seen.map(|peer| peer.ip()).context("nothing was sent")
+    let server = socket::udp_at(pod.netns(), (Family::of(to.ip()).unspecified(), POD).into())?;
+    exchange::udp_through(client, to, &server, &[1, 700, 4000, 9, 20_000])
 }
 
 /// Both protocols and families from one client; `expected` tells whom the pod should see.

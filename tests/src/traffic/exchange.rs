@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{IpAddr, Shutdown, SocketAddr},
+    net::{IpAddr, Shutdown, SocketAddr, TcpListener, UdpSocket},
     sync::atomic::{AtomicU16, Ordering},
     thread,
 };
@@ -33,21 +33,26 @@ pub fn exchange(from: &dyn Station, to: &dyn Station, family: Family, protocol: 
 
 /// One TCP connection: 100 kB there and back.
 fn tcp(from: &dyn Station, to: &dyn Station, family: Family) -> Result<IpAddr> {
-    const LEN: usize = 100_000;
     let listener = socket::tcp_listener(to.netns(), to.address(family))?;
     let port = listener.local_addr()?.port();
+    tcp_through(from, (to.address(family), port).into(), &listener, 100_000)
+}
+
+/// One TCP connection to wherever `to` leads, which must be the listener: `len` bytes there and back. Returns the peer that the
+/// listener saw.
+pub fn tcp_through(from: &dyn Station, to: SocketAddr, listener: &TcpListener, len: usize) -> Result<IpAddr> {
     let pattern = Pattern::new();
-    let sent = pattern.at(0, LEN);
+    let sent = pattern.at(0, len);
     thread::scope(|scope| {
         let server = scope.spawn(move || -> Result<IpAddr> {
-            let (mut stream, peer) = socket::tcp_accept(&listener)?;
-            let mut received = vec![0; LEN];
+            let (mut stream, peer) = socket::tcp_accept(listener)?;
+            let mut received = vec![0; len];
             stream.read_exact(&mut received).context("the server did not get everything")?;
             stream.write_all(&received).context("the server cannot answer")?;
             Ok(peer.ip())
         });
         let client = || -> Result<()> {
-            let mut stream = socket::tcp_connect(from.netns(), (to.address(family), port).into())?;
+            let mut stream = socket::tcp_connect(from.netns(), to)?;
             stream.write_all(sent).context("the client cannot send")?;
             stream.shutdown(Shutdown::Write)?;
             let mut back = Vec::new();
@@ -65,10 +70,19 @@ fn tcp(from: &dyn Station, to: &dyn Station, family: Family) -> Result<IpAddr> {
 /// Datagrams of the given payload sizes, each echoed before the next; all must come from one source.
 pub fn udp(from: &dyn Station, to: &dyn Station, family: Family, sizes: &[usize]) -> Result<IpAddr> {
     let server = socket::udp(to.netns(), to.address(family))?;
-    let client = socket::udp(from.netns(), family.unspecified())?;
-    client
-        .connect(SocketAddr::new(to.address(family), server.local_addr()?.port()))
-        .with_context(|| format!("{} has no route", from.name()))?;
+    let port = server.local_addr()?.port();
+    udp_through(from, (to.address(family), port).into(), &server, sizes)
+}
+
+/// The same to wherever `to` leads, which must be the server.
+pub fn udp_through(
+    from: &dyn Station,
+    to: SocketAddr,
+    server: &UdpSocket,
+    sizes: &[usize],
+) -> Result<IpAddr> {
+    let client = socket::udp(from.netns(), Family::of(to.ip()).unspecified())?;
+    client.connect(to).with_context(|| format!("{} has no route", from.name()))?;
     let pattern = Pattern::new();
     let mut buffer = vec![0; 65_536];
     let mut seen = None;
